@@ -1,0 +1,144 @@
+"""CLIP models through open_clip: the embedded `iconclip`, or any other by name and weights.
+
+    model = load_clip("iconclip")
+    x = model.encode_images(bench.train["line"])                       # [N, D], unit length
+    t = model.encode_classes(bench.seen, bench.templates["line"])      # [C, D], unit length
+"""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import torch
+from jaxtyping import Float, Int, UInt8
+from open_clip.tokenizer import SimpleTokenizer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from clair.datasets import did_you_mean
+from clair.images import ImageSet, to_unit
+
+WEIGHTS = Path(__file__).parent / "weights"
+
+
+class Clip:
+    """A CLIP with its tokenizer; every feature it gives is float32, on the CPU, of unit length.
+
+    ``module`` is the open_clip model in eval mode, ``scale`` the κ that its softmax multiplies
+    cosines with, ``weights_digest`` a key of all its weights.
+    """
+
+    def __init__(self, name: str, module: nn.Module, tokenize: Callable[..., Tensor], device: torch.device):
+        self.name = name
+        self.module = module.eval().to(device)
+        self.tokenize = tokenize
+        self.device = device
+
+    @property
+    def scale(self) -> float:
+        return float(self.module.logit_scale.detach().exp())
+
+    @property
+    def image_size(self) -> int:
+        size = self.module.visual.image_size
+        return int(size[0] if isinstance(size, tuple) else size)
+
+    def weights_digest(self) -> str:
+        total = hashlib.sha256()
+        for name, value in sorted(self.module.state_dict().items()):
+            total.update(name.encode() + value.detach().cpu().contiguous().float().numpy().tobytes())
+        return total.hexdigest()[:16]
+
+    def normalise(self, unit: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B 3 H W"]:
+        """Pixels in 0..1 to what this model was trained on."""
+        visual = self.module.visual
+        mean, std = (torch.tensor(v, device=unit.device)[:, None, None] for v in (visual.image_mean, visual.image_std))
+        return (unit - mean) / std
+
+    def forward_images(self, unit: Float[Tensor, "B 3 H W"]) -> Float[Tensor, "B D"]:
+        """Unit-length features of pixels in 0..1, with gradient; what training calls."""
+        return F.normalize(self.module.encode_image(self.normalise(unit)).float(), dim=-1)
+
+    @torch.no_grad()
+    def encode_images(
+        self, images: ImageSet | UInt8[np.ndarray, "N H W 3"], batch: int = 256, progress: bool = False
+    ) -> Float[Tensor, "N D"]:
+        """Features of pictures, in their order."""
+        pixels = images.pixels if isinstance(images, ImageSet) else images
+        if len(pixels) == 0:
+            raise ValueError("There is no picture to encode: the image set is empty.")
+        parts = []
+        for start in tqdm(range(0, len(pixels), batch), desc="features", disable=None if progress else True):
+            chunk = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(self.device)
+            parts.append(self.forward_images(to_unit(chunk, self.image_size)).cpu())
+        return torch.cat(parts)
+
+    @torch.no_grad()
+    def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
+        """Features of texts; ValueError where a text is longer than the model's context and would be cut."""
+        tokens = self.tokens(texts).to(self.device)
+        return torch.cat([F.normalize(self.module.encode_text(part).float(), dim=-1).cpu() for part in tokens.split(512)])
+
+    def tokens(self, texts: Sequence[str]) -> Int[Tensor, "N L"]:
+        """Token ids; ValueError where a text would be cut."""
+        length = int(self.module.context_length)
+        ids = self.tokenize(list(texts), context_length=4 * length)
+        if ids[:, length:].any():
+            cut = texts[int(ids[:, length:].any(1).nonzero()[0])]
+            raise ValueError(f"The text {cut!r} is longer than {self.name}'s context of {length} tokens: shorten it.")
+        return ids[:, :length]
+
+    def encode_classes(self, classes: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C D"]:
+        """One feature a class: the mean over templates ("a sketch of a {}"), of unit length."""
+        if not classes or not templates:
+            raise ValueError("Give at least one class name and one template.")
+        texts = [template.format(name) for name in classes for template in templates]
+        features = self.encode_texts(texts).reshape(len(classes), len(templates), -1)
+        return F.normalize(features.mean(1), dim=-1)
+
+
+def load_clip(name: str = "iconclip", pretrained: str = "", device: str = "auto") -> Clip:
+    """Load a CLIP: ``"iconclip"``, or an open_clip model with a weights tag or a local checkpoint.
+
+    Raises ValueError for an unknown model, tag or device and FileNotFoundError for a missing file.
+    """
+    target = pick_device(device)
+    if name == "iconclip":
+        if pretrained:
+            raise ValueError("iconclip carries its own weights: leave pretrained empty.")
+        return _iconclip(target)
+    known = open_clip.list_models()
+    if name not in known:
+        raise ValueError(did_you_mean("model", name, ["iconclip", *known]) if len(known) < 9 else _near(name, known))
+    tags = open_clip.list_pretrained_tags_by_model(name)
+    if not pretrained:
+        raise ValueError(f"Say which weights of {name} to load: a file, or one of {', '.join(tags) or 'no known tag'}.")
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise FileNotFoundError(f"{pretrained!r} is neither a file nor a tag of {name} ({', '.join(tags) or 'it has none'}).")
+    module = open_clip.create_model(name, pretrained=pretrained)
+    return Clip(name, module, open_clip.get_tokenizer(name), target)
+
+
+def _near(name: str, known: list[str]) -> str:
+    sentence = did_you_mean("model", name, ["iconclip", *known])
+    return sentence.split(" Known: ")[0] + " The names are those of open_clip.list_models(), and 'iconclip'."
+
+
+def _iconclip(device: torch.device) -> Clip:
+    open_clip.add_model_config(WEIGHTS / "iconclip.json")
+    module = open_clip.create_model("iconclip", pretrained=str(WEIGHTS / "iconclip.safetensors"))
+    tokenizer = SimpleTokenizer(bpe_path=str(WEIGHTS / "iconclip-bpe.txt.gz"), context_length=module.context_length)
+    return Clip("iconclip", module, tokenizer, device)
+
+
+def pick_device(device: str = "auto") -> torch.device:
+    """ "auto" takes CUDA, then Apple's MPS, then the CPU."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        return torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"There is no device {device!r}: use auto, cpu, cuda, cuda:0 or mps.") from error
