@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 STAGING, EXECUTED, HTML = BUILD / "staging", BUILD / "executed", BUILD / "html"
 # What a notebook's outputs depend on besides its own code.
-LIBRARY = ("clair/**/*.py", "clair/weights/*", "papermill_runs/records/**/*", "pyproject.toml", "constraints.txt")
+LIBRARY = ("clair/**/*.py", "clair/weights/*", "papermill_runs/records/**/*", "constraints.txt")
 # What the pages may include or link to, at the same places as in the repository.
 STAGED = ("_config.yml", "_toc.yml", "*.md", "LICENSE", "book/**/*", "clair/*.py", *LIBRARY[2:3])
 # What MathJax needs to set TeX in a page: the program, its fonts, and extensions loaded on demand.
@@ -74,7 +74,8 @@ def execute(notebook: nbformat.NotebookNode, name: str, again: bool = False) -> 
         EXECUTED.mkdir(parents=True, exist_ok=True)
         nbformat.write(notebook, part)
         # Away from the tracked files: what a notebook writes beside itself is thrown away.
-        papermill.execute_notebook(part, part, cwd=EXECUTED, kernel_name="python3", progress_bar=False)
+        options = {"kernel_name": "python3", "progress_bar": False, "extra_arguments": ["--log-level=CRITICAL"]}
+        papermill.execute_notebook(part, part, cwd=EXECUTED, **options)
         for old in EXECUTED.glob(f"{name}-*.ipynb"):
             old.unlink()
         part.rename(done)
@@ -89,9 +90,7 @@ def stage() -> None:
     """Lay out the sources of the pages: executed notebooks, text pages, MathJax."""
     shutil.rmtree(STAGING, ignore_errors=True)
     for path in find(*STAGED):
-        target = STAGING / path.relative_to(ROOT)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        copy(path, STAGING / path.relative_to(ROOT))
     for page in toc_pages():
         source = ROOT / f"{page}.ipynb"
         if source.exists():
@@ -103,9 +102,12 @@ def stage() -> None:
         raise SystemExit("MathJax is missing: install django-static-mathjax (it is in the extra `book`).")
     es5 = Path(spec.submodule_search_locations[0]) / "static" / "mathjax" / "es5"
     for path in (path for pattern in MATHJAX for path in es5.glob(pattern)):
-        target = STAGING / "book" / "_static" / "mathjax" / path.relative_to(es5)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target)
+        copy(path, STAGING / "book" / "_static" / "mathjax" / path.relative_to(es5))
+
+
+def copy(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(source, target)
 
 
 def build_html() -> None:
@@ -113,7 +115,8 @@ def build_html() -> None:
     stage()
     first, mark, archive = HTML / f"{toc_pages()[0]}.html", BUILD / "html.key", BUILD / "clair-book-html.zip"
     key = digest(*sorted(path for path in STAGING.rglob("*") if path.is_file()), Path(__file__).resolve())
-    if not (mark.exists() and mark.read_text() == key and archive.exists()):
+    built = mark.exists() and mark.read_text() == key and archive.exists() and not missing_pages()
+    if not built:
         mark.unlink(missing_ok=True)
         # From nothing each time: Sphinx repeats no warning of a page that it does not read again.
         for old in (HTML, BUILD / ".doctrees"):
@@ -123,16 +126,19 @@ def build_html() -> None:
         result = subprocess.run([sys.executable, "-c", command, *options], stdout=subprocess.PIPE, text=True)
         if result.returncode:
             raise SystemExit(f"{result.stdout}\nThe pages were not built; the reasons are above.")
-        check_html()
-        shutil.make_archive(str(archive.with_suffix("")), "zip", HTML)
+        shutil.make_archive(str(archive.with_suffix("")), "zip", BUILD, "html")
         mark.write_text(key)
+    check_html()
     print(f"The book: {first}")
+
+
+def missing_pages() -> list[str]:
+    return [page for page in toc_pages() if not (HTML / f"{page}.html").exists()]
 
 
 def check_html() -> None:
     """Every page of _toc.yml is there, and none loads anything from the network."""
-    missing = [page for page in toc_pages() if not (HTML / f"{page}.html").exists()]
-    if missing:
+    if missing := missing_pages():
         raise SystemExit(f"No HTML for these pages of _toc.yml: {', '.join(missing)}")
     loads = {f"{page.name}: {load}" for page in HTML.rglob("*.html") for load in LOADS.findall(page.read_text())}
     if loads:
@@ -148,11 +154,8 @@ def write_notebooks(prefixes: list[str]) -> None:
         execute(notebook, source.stem, again=True)
         for cell in code_cells(notebook):
             cell.outputs = [lean(output, source.name) for output in join_streams(cell.outputs)]
-        # The same source gives the same file: no versions, times, or random cell ids.
-        notebook.metadata = {
-            "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
-            "language_info": {"name": "python"},
-        }
+        # The same source gives the same file: no versions, no times, no random cell ids.
+        notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
         seen: Counter[str] = Counter()
         for cell in notebook.cells:
             seen[cell.source] += 1

@@ -1,19 +1,21 @@
 """CLIP models through open_clip: the embedded `iconclip`, or any other by name and weights.
 
-    model = load_clip("iconclip")
-    x = model.encode_images(bench.train["line"])                       # [N, D], unit length
-    t = model.encode_classes(bench.seen, bench.templates["line"])      # [C, D], unit length
+model = load_clip("iconclip")
+x = model.encode_images(bench.train["line"])                       # [N, D], unit length
+t = model.encode_classes(bench.seen, bench.templates["line"])      # [C, D], unit length
 """
 
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import open_clip
 import torch
 from jaxtyping import Float, Int, UInt8
 from open_clip.tokenizer import SimpleTokenizer
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm.auto import tqdm
@@ -80,16 +82,19 @@ class Clip:
     def encode_texts(self, texts: Sequence[str]) -> Float[Tensor, "N D"]:
         """Features of texts; ValueError where a text is longer than the model's context and would be cut."""
         tokens = self.tokens(texts).to(self.device)
-        return torch.cat([F.normalize(self.module.encode_text(part).float(), dim=-1).cpu() for part in tokens.split(512)])
+        parts = [self.module.encode_text(part).float().cpu() for part in tokens.split(512)]
+        return F.normalize(torch.cat(parts), dim=-1)
 
     def tokens(self, texts: Sequence[str]) -> Int[Tensor, "N L"]:
         """Token ids; ValueError where a text would be cut."""
         length = int(self.module.context_length)
-        ids = self.tokenize(list(texts), context_length=4 * length)
-        if ids[:, length:].any():
-            cut = texts[int(ids[:, length:].any(1).nonzero()[0])]
-            raise ValueError(f"The text {cut!r} is longer than {self.name}'s context of {length} tokens: shorten it.")
-        return ids[:, :length]
+        ids = self.tokenize([*texts, ""], context_length=4 * length)
+        padding = ids[-1, -1]  # 0 for CLIP's own tokenizer, another id for others
+        cut = (ids[:-1, length:] != padding).any(1)
+        if cut.any():
+            text = texts[int(cut.nonzero()[0])]
+            raise ValueError(f"The text {text!r} is longer than {self.name}'s context of {length} tokens: shorten it.")
+        return ids[:-1, :length]
 
     def encode_classes(self, classes: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "C D"]:
         """One feature a class: the mean over templates ("a sketch of a {}"), of unit length."""
@@ -112,13 +117,20 @@ def load_clip(name: str = "iconclip", pretrained: str = "", device: str = "auto"
         return _iconclip(target)
     known = open_clip.list_models()
     if name not in known:
-        raise ValueError(did_you_mean("model", name, ["iconclip", *known]) if len(known) < 9 else _near(name, known))
+        raise ValueError(_near(name, known))
     tags = open_clip.list_pretrained_tags_by_model(name)
     if not pretrained:
-        raise ValueError(f"Say which weights of {name} to load: a file, or one of {', '.join(tags) or 'no known tag'}.")
+        named = f", or one of {', '.join(tags)}" if tags else ""
+        raise ValueError(f"Say which weights of {name} to load: a file{named}.")
     if pretrained not in tags and not Path(pretrained).is_file():
-        raise FileNotFoundError(f"{pretrained!r} is neither a file nor a tag of {name} ({', '.join(tags) or 'it has none'}).")
-    module = open_clip.create_model(name, pretrained=pretrained)
+        named = ", ".join(tags) or "it has none"
+        raise FileNotFoundError(f"{pretrained!r} is neither a file nor a tag of {name} ({named}).")
+    try:
+        module = open_clip.create_model(name, pretrained=pretrained)
+    except (RuntimeError, KeyError, UnpicklingError, SafetensorError) as error:
+        if pretrained in tags:  # a download that failed speaks for itself
+            raise
+        raise ValueError(f"{pretrained} does not hold weights of {name}: give a checkpoint of this model.") from error
     return Clip(name, module, open_clip.get_tokenizer(name), target)
 
 
@@ -139,6 +151,6 @@ def pick_device(device: str = "auto") -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
-        return torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"There is no device {device!r}: use auto, cpu, cuda, cuda:0 or mps.") from error
+        return torch.empty(0, device=device).device  # "cuda" is a good name even where there is none
+    except (RuntimeError, AssertionError) as error:  # NotImplementedError is a RuntimeError
+        raise ValueError(f"There is no device {device!r} here: use auto, cpu, cuda, cuda:0 or mps.") from error

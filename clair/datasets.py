@@ -1,8 +1,8 @@
 """Benchmarks: two domains, classes that are seen, held for validation or unseen, and pictures.
 
-    bench = load_benchmark("emoji", query="line", gallery="flat", split=0)
-    bench.train["line"]         # an ImageSet: pictures of seen classes, no labels
-    bench.truth.test["flat"]    # class names of the unseen pictures: for reports only
+bench = load_benchmark("emoji", query="line", gallery="flat", split=0)
+bench.train["line"]         # an ImageSet: pictures of seen classes, no labels
+bench.truth.test["flat"]    # class names of the unseen pictures: for reports only
 """
 
 import hashlib

@@ -35,7 +35,7 @@ class ImageSet:
 
     def digest(self) -> str:
         """A key of the pictures and their order."""
-        return hashlib.sha256(np.ascontiguousarray(self.pixels)).hexdigest()[:16]
+        return hashlib.sha256(self.pixels.tobytes()).hexdigest()[:16]
 
 
 def content_order(pixels: UInt8[np.ndarray, "N H W 3"]) -> np.ndarray:
@@ -43,10 +43,11 @@ def content_order(pixels: UInt8[np.ndarray, "N H W 3"]) -> np.ndarray:
 
     Files are usually listed class by class; training must not even see that.
     """
-    return np.array(sorted(range(len(pixels)), key=lambda row: hashlib.sha256(pixels[row].tobytes()).digest()))
+    order = sorted(range(len(pixels)), key=lambda row: hashlib.sha256(pixels[row].tobytes()).digest())
+    return np.array(order, dtype=np.int64)
 
 
-def to_unit(pixels: UInt8[Tensor, "B H W 3"], size: int | None = None) -> Float[Tensor, "B 3 size size"]:
+def to_unit(pixels: UInt8[Tensor, "B H W 3"], size: int | None = None) -> Float[Tensor, "B 3 _ _"]:
     """uint8 to floats in 0..1, channels first, resized to a square of ``size`` where needed."""
     unit = pixels.permute(0, 3, 1, 2).float() / 255
     if size is not None and unit.shape[-2:] != (size, size):
@@ -69,7 +70,7 @@ def view(unit: Float[Tensor, "B 3 H W"], rng: torch.Generator, strength: float =
     angle = strength * uniform(-0.3, 0.3)
     scale, stretch = (uniform(low, high) ** strength for low, high in ((0.85, 1.35), (0.85, 1.18)))
     across, down = strength * uniform(-0.2, 0.2), strength * uniform(-0.2, 0.2)
-    mirror = torch.where(uniform(0, 1) < 0.5, -1.0, 1.0)
+    mirror = torch.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
     gain = 1 + strength * 0.25 * (2 * torch.rand(count, 3, 1, 1, generator=rng) - 1)
     cos, sin = torch.cos(angle) * scale, torch.sin(angle) * scale
     first = torch.stack([cos * mirror, -sin * stretch, across], -1)

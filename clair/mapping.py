@@ -70,7 +70,8 @@ def domain_map(
     from which these are subtracted; ``centre`` without them takes the means of the texts.
     """
     if A.shape != B.shape or A.ndim != 2:
-        raise ValueError(f"The two text tables must have the same shape [C, D], got {list(A.shape)} and {list(B.shape)}.")
+        shapes = f"{list(A.shape)} and {list(B.shape)}"
+        raise ValueError(f"The two text tables must have the same shape [C, D], got {shapes}.")
     if method not in METHODS:
         raise ValueError(f"There is no map {method!r}: use one of {', '.join(METHODS)}.")
     if not strength > 0:

@@ -81,7 +81,9 @@ def retrievals(
     for row in range(count):
         axes[row, 0].imshow(queries[row])
         if names:
-            axes[row, 0].text(-0.1, 0.5, names[row], transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=8)
+            axes[row, 0].text(
+                -0.1, 0.5, names[row], transform=axes[row, 0].transAxes, ha="right", va="center", fontsize=8
+            )
         for rank in range(top):
             axis, hit = axes[row, rank + 1], bool(hits[row, rank])
             axis.imshow(gallery[order[row, rank]], alpha=1.0 if hit else 0.55)
@@ -128,10 +130,10 @@ def headline(table: pd.DataFrame, metric: str = "mAP@all") -> Figure:
     use_style()
     table = table[(table.metric == metric) & (table.report == "test")]
     directions = list(dict.fromkeys(table.direction))
-    rows = [(m, c) for m in ("frozen", "clair") for c in ("none", *sorted(set(table.map) - {"none"}))]
+    rows = [(m, c) for m in ("frozen", "clair") for c in ("none", *sorted(set(table["map"]) - {"none"}))]
     points = {
         row_name(*row): [
-            table[(table.method == row[0]) & (table.map == row[1]) & (table.direction == d)].value.tolist()
+            table[(table.method == row[0]) & (table["map"] == row[1]) & (table.direction == d)].value.tolist()
             for d in directions
         ]
         for row in rows

@@ -4,6 +4,8 @@ That there is an extra set of learnable prompts is the paper's; that they stand 
 backbone whose LayerNorms may be tuned is this book's reading.
 """
 
+from functools import partial
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,9 +22,12 @@ class VisualPrompts(nn.Module):
 
     def __init__(self, visual: nn.Module, count: int, depth: int, rng: torch.Generator):
         super().__init__()
-        blocks = visual.transformer.resblocks
+        blocks = getattr(getattr(visual, "transformer", None), "resblocks", None)
+        if blocks is None:
+            raise ValueError("Visual prompts need open_clip's own vision transformer: choose a model like ViT-B-32.")
         if not 1 <= depth <= len(blocks):
-            raise ValueError(f"prompt_depth is {depth}: this model has {len(blocks)} blocks, choose 1 to {len(blocks)}.")
+            most = len(blocks)
+            raise ValueError(f"prompt_depth is {depth}: this model has {most} blocks, choose 1 to {most}.")
         if count < 1:
             raise ValueError(f"prompt_tokens is {count}: choose at least 1.")
         start = 0.02 * torch.randn(depth, count, visual.class_embedding.shape[-1], generator=rng)
@@ -31,8 +36,7 @@ class VisualPrompts(nn.Module):
         # Bound methods, so that a deep copy of the model gets hooks bound to the copied prompts.
         visual.ln_pre.register_forward_hook(self._insert)
         for level, block in enumerate(blocks[1:depth], start=1):
-            block.register_forward_pre_hook(getattr(self, "_replace"), prepend=True)
-            block.prompt_level = level
+            block.register_forward_pre_hook(partial(self._replace, level))
         visual.transformer.register_forward_hook(self._drop)
         visual.prompts = self
 
@@ -40,9 +44,9 @@ class VisualPrompts(nn.Module):
         tokens = self.tokens[0].to(x.dtype).expand(len(x), -1, -1)
         return torch.cat([x[:, :1], tokens, x[:, 1:]], dim=1)
 
-    def _replace(self, block: nn.Module, args: tuple) -> tuple:
+    def _replace(self, level: int, module: nn.Module, args: tuple) -> tuple:
         x, *rest = args
-        tokens = self.tokens[block.prompt_level].to(x.dtype).expand(len(x), -1, -1)
+        tokens = self.tokens[level].to(x.dtype).expand(len(x), -1, -1)
         return (torch.cat([x[:, :1], tokens, x[:, 1 + self.count :]], dim=1), *rest)
 
     def _drop(self, module: nn.Module, args: object, x: Tensor) -> Tensor:

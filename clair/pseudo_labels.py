@@ -58,7 +58,8 @@ def quota(classes: Int[Tensor, " N"], confidence: Float[Tensor, " N"], share: fl
     for label in classes.unique():
         members = (classes == label).nonzero()[:, 0]
         best = confidence[members].argsort(descending=True, stable=True)
-        keep[members[best[: int(np.ceil(share * len(members) - 1e-9))]]] = True
+        count = max(1, int(np.ceil(share * len(members) - 1e-9)))  # .28 x 25 is a little above 7
+        keep[members[best[:count]]] = True
     return keep
 
 

@@ -13,10 +13,11 @@ import numpy as np
 import pandas as pd
 import torch
 
+from clair.emoji import PACKAGES as RENDERERS
 from clair.files import atomic_bytes, digest, versions
 
 SCHEMA = 1
-PACKAGES = ("torch", "open-clip-torch", "numpy", "scipy", "scikit-learn", "pillow")
+PACKAGES = ("torch", "open-clip-torch", "numpy", "pillow", *RENDERERS)
 NEEDED = ("schema", "key", "method", "params", "recipe", "metrics", "label quality", "cost", "provenance")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -71,7 +72,8 @@ def name(record: dict[str, Any]) -> str:
     """`emoji-line-flat-split0-seed0-clair-1a2b3c4d`."""
     p = record["params"]
     where = "" if p["report"] == "test" else f"-{p['report']}"
-    return f"{p['dataset']}-{p['query']}-{p['gallery']}-split{p['split']}-seed{p['seed']}-{record['method']}{where}-{record['key'][:8]}"
+    what = f"{p['dataset']}-{p['query']}-{p['gallery']}-split{p['split']}-seed{p['seed']}"
+    return f"{what}-{record['method']}{where}-{record['key'][:8]}"
 
 
 def check(record: dict[str, Any]) -> None:
@@ -119,9 +121,17 @@ def collect(folder: Path, *, allow_mixed: bool = False) -> pd.DataFrame:
                 for metric, value in values.items():
                     if isinstance(value, int | float):
                         rows.append(
-                            {"dataset": p["dataset"], "split": p["split"], "seed": p["seed"], "report": p["report"],
-                             "method": record["method"], "direction": direction, "map": carried,
-                             "metric": metric, "value": value}  # fmt: skip
+                            {
+                                "dataset": p["dataset"],
+                                "split": p["split"],
+                                "seed": p["seed"],
+                                "report": p["report"],
+                                "method": record["method"],
+                                "direction": direction,
+                                "map": carried,
+                                "metric": metric,
+                                "value": value,
+                            }
                         )
     return pd.DataFrame(rows)
 
@@ -134,7 +144,7 @@ def markdown(table: pd.DataFrame, metrics: tuple[str, ...] = ("mAP@all", "P@10")
     heads = [f"{metric} {direction.replace('->', ' → ')}" for direction in directions for metric in metrics]
     lines = ["| | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for method in ("frozen", "clair"):
-        for carried in ("none", *sorted(set(table.map) - {"none"})):
+        for carried in ("none", *sorted(set(table["map"]) - {"none"})):
             if (method, carried) not in mean.index:
                 continue
             cells = [f"{mean[method, carried, d, metric]:.3f}" for d in directions for metric in metrics]
@@ -144,7 +154,9 @@ def markdown(table: pd.DataFrame, metrics: tuple[str, ...] = ("mAP@all", "P@10")
 
 def row_name(method: str, carried: str) -> str:
     """How a method and its map are called in tables and figures."""
-    return {"frozen": "frozen CLIP", "clair": "CLAIR"}.get(method, method) + ("" if carried == "none" else " + text map")
+    return {"frozen": "frozen CLIP", "clair": "CLAIR"}.get(method, method) + (
+        "" if carried == "none" else " + text map"
+    )
 
 
 def _plain(value: Any) -> Any:

@@ -1,7 +1,7 @@
 """The recipe of a run and the training loop (chapter 9).
 
-    fitted = fit(bench, model, Recipe(steps=80))
-    fitted.encode_images(bench.test["line"])      # a Clip like any other
+fitted = fit(bench, model, Recipe(steps=80))
+fitted.encode_images(bench.test["line"])      # a Clip like any other
 """
 
 import copy
@@ -80,7 +80,7 @@ class Recipe:
     def from_dict(cls, given: Mapping[str, Any]) -> "Recipe":
         """A recipe from plain values; ValueError names an unknown field's nearest one, or the type asked for."""
         fields = {field.name: field for field in dataclasses.fields(cls)}
-        values = {}
+        values: dict[str, Any] = {}
         for name, value in given.items():
             if name not in fields:
                 raise ValueError(did_you_mean("recipe field", name, list(fields)))
@@ -185,17 +185,13 @@ def fit(
             "instance": losses.inter_instance(
                 z, classes, weights, domains, items=items, temperature=recipe.temperature
             ),
-            "cluster": losses.inter_cluster(
-                z, classes, weights, domains, prototypes, temperature=recipe.temperature
-            ),
-            "domain": losses.inter_domain(
-                z, classes, weights, domains, prototypes, temperature=recipe.temperature
-            ),
+            "cluster": losses.inter_cluster(z, classes, weights, domains, prototypes, temperature=recipe.temperature),
+            "domain": losses.inter_domain(z, classes, weights, domains, prototypes, temperature=recipe.temperature),
             "text": losses.text_term(z, classes, weights, domains, texts, scale=model.scale),
         }
         total = sum(getattr(recipe, f"{name}_weight") * value for name, value in terms.items())
         if not torch.isfinite(total):
-            raise FloatingPointError(f"The loss is {float(total)} at step {step}: lower the rate ({recipe.rate}).")
+            raise FloatingPointError(f"The loss is {total.item()} at step {step}: lower the rate ({recipe.rate}).")
         for group in optimizer.param_groups:
             group["lr"] = recipe.rate * (0.5 + 0.5 * math.cos(math.pi * step / recipe.steps))
         optimizer.zero_grad()
@@ -203,7 +199,7 @@ def fit(
         optimizer.step()
         prototypes = move_prototypes(prototypes, z.detach(), classes, weights, domains, recipe.prototype_momentum)
         fitted.images_seen += len(unit)
-        fitted.history.append({"step": step, "total": float(total)} | {name: float(v) for name, v in terms.items()})
+        fitted.history.append({"step": step, "total": total.item()} | {name: v.item() for name, v in terms.items()})
     return fitted
 
 

@@ -46,8 +46,10 @@ STYLES = {
 # Words of drawing style, not of content, at the end of an icon's name.
 _STYLE_WORDS = set("bold duotone fill filled light thin outline outlined solid negative 24px alt variant flat".split())
 _SKIN = re.compile(r"-(medium-)?(light|dark)$|-medium$")  # fluent emoji: skin tones
-_SKIP = re.compile(r"skin-tone|^flag-|-flag$|flag-for|keycap|^regional-indicator|-off$|-slash$|logo|brand|arrow|letter|"
-                   r"align|chevron|^number|^alpha-|^numeric|^roman-|^abstract-|symbol-for|tone\d|^zodiac|input-latin")  # fmt: skip
+_SKIP = re.compile(
+    r"skin-tone|tone\d|^flag-|-flag$|flag-for|keycap|^regional-indicator|-off$|-slash$|logo|brand|arrow|letter|align|"
+    r"chevron|^number|^alpha-|^numeric|^roman-|^abstract-|symbol-for|^zodiac|input-latin"
+)
 
 
 @dataclasses.dataclass
@@ -130,7 +132,11 @@ def collect() -> tuple[list[Sample], list[str]]:
         for name in sorted(icons["icons"]):
             plain = words(name)
             code = code_of.get(plain.replace(" ", "")) or code_of.get(name.replace("-", ""))
-            if _SKIP.search(name) or _SKIN.sub("", name) != name and _SKIN.sub("", name) in icons["icons"] or code is None:
+            if (
+                _SKIP.search(name)
+                or (_SKIN.sub("", name) != name and _SKIN.sub("", name) in icons["icons"])
+                or code is None
+            ):
                 continue
             category = class_of.get(code, "") if has_category(code) else ""
             samples.append(Sample(source, style, [plain], keys.get(code, []), category, code))
@@ -138,7 +144,7 @@ def collect() -> tuple[list[Sample], list[str]]:
     for source, style in ICON_SETS.items():
         icons = read_set(source)
         for name in sorted(icons["icons"]):
-            if _SKIP.search(name) or source == "ph" and name.endswith(("-bold", "-duotone", "-light", "-thin")):
+            if _SKIP.search(name) or (source == "ph" and name.endswith(("-bold", "-duotone", "-light", "-thin"))):
                 continue
             filled = name.endswith(("-fill", "-filled", "-solid"))
             lined = name.endswith(("-outline", "-outline-24px"))

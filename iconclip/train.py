@@ -37,7 +37,8 @@ def narrow_vocabulary(texts: list[str], size: int) -> bytes:
     Any other word is spelt with shorter pieces, down to single letters, so nothing is unknown.
     """
     full = SimpleTokenizer(context_length=CONTEXT)
-    lines = gzip.open(default_bpe()).read().decode("utf-8").split("\n")
+    with gzip.open(default_bpe()) as file:
+        lines = file.read().decode("utf-8").split("\n")
     used: collections.Counter[tuple[str, str]] = collections.Counter()
     for word, count in collections.Counter(" ".join(texts).split()).items():
         pieces = (*word[:-1], word[-1] + "</w>")
@@ -182,11 +183,17 @@ def main() -> None:
             for name, value in model.state_dict().items():
                 average[name].lerp_(value, 1 - keep)
         if step % 50 == 0 or step == steps - 1:
-            row = {"step": step, "loss": round(loss.item(), 4), "rate": rate, "scale": round(model.logit_scale.exp().item(), 2),
-                   "seconds": round(time.time() - began, 1)}  # fmt: skip
+            scale = round(model.logit_scale.exp().item(), 2)
+            row = {"step": step, "loss": round(loss.item(), 4), "rate": rate, "scale": scale}
+            row["seconds"] = round(time.time() - began, 1)
             print(json.dumps(row), flush=True)
         if step % 500 == 499 or step == steps - 1:
-            state = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "average": average, "step": step + 1}
+            state = {
+                "model": model.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "average": average,
+                "step": step + 1,
+            }
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
             half = {name: value.half().contiguous() for name, value in average.items() if name != "attn_mask"}

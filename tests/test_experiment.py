@@ -42,7 +42,9 @@ def test_a_record_says_how_it_came_about(result):
 
 def test_records_survive_writing_and_reading(result):
     run, folder = result
-    for record, path in zip(run.records, sorted(folder.glob("*clair*")) + sorted(folder.glob("*frozen*")), strict=False):
+    for record, path in zip(
+        run.records, sorted(folder.glob("*clair*")) + sorted(folder.glob("*frozen*")), strict=False
+    ):
         assert records.read(path)["key"] in {r["key"] for r in run.records}
         assert json.loads(path.read_text())["method"] in ("clair", "frozen")
         assert records.name(record) in {p.stem for p in folder.glob("*.json")}
@@ -50,7 +52,7 @@ def test_records_survive_writing_and_reading(result):
 
 def test_collect_gives_a_tidy_table(result):
     table = records.collect(result[1], allow_mixed=True)
-    one = table[(table.method == "frozen") & (table.direction == "line->flat") & (table.map == "none")]
+    one = table[(table.method == "frozen") & (table.direction == "line->flat") & (table["map"] == "none")]
     value = float(one[one.metric == "mAP@all"].value.iloc[0])
     assert value == result[0].records[0]["metrics"]["line->flat"]["none"]["mAP@all"]
 

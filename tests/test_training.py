@@ -48,7 +48,11 @@ def test_the_given_model_stays_as_it_is(bench, model):
 
 def test_training_moves_prompts_and_layernorms_and_nothing_else(fitted, model):
     before = dict(model.module.state_dict())
-    moved = {name for name, value in fitted.module.state_dict().items() if name not in before or not torch.equal(value, before[name])}
+    moved = {
+        name
+        for name, value in fitted.module.state_dict().items()
+        if name not in before or not torch.equal(value, before[name])
+    }
     assert any("prompts" in name for name in moved)
     assert any("ln_" in name for name in moved)
     assert all("prompts" in name or "ln_" in name for name in moved), moved
@@ -64,7 +68,8 @@ def test_no_peeking_at_the_truth_of_training_images(bench, model, fitted):
     """Permuting the true labels and the code points of the training pictures changes not a bit."""
     rng = np.random.default_rng(0)
     shuffled = {
-        domain: ImageSet(domain, tuple(rng.permutation(images.keys)), images.pixels) for domain, images in bench.train.items()
+        domain: ImageSet(domain, tuple(rng.permutation(images.keys)), images.pixels)
+        for domain, images in bench.train.items()
     }
     truth = Truth(
         train={domain: rng.permutation(labels) for domain, labels in bench.truth.train.items()},
