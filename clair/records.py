@@ -116,8 +116,9 @@ def collect(folder: Path, *, allow_mixed: bool = False) -> pd.DataFrame:
     rows = []
     for record in records:
         p = record["params"]
-        for direction, maps in record["metrics"].items():
-            for carried, values in maps.items():
+        own = f"{p['query']}->{p['gallery']}"  # the run's own direction comes first
+        for direction in sorted(record["metrics"], key=lambda name: (name != own, name)):
+            for carried, values in record["metrics"][direction].items():
                 for metric, value in values.items():
                     if isinstance(value, int | float):
                         rows.append(
