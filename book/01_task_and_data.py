@@ -88,8 +88,7 @@ print(f"{len(shared)} unseen concepts are drawn in both domains")
 
 # %% [markdown]
 # How little the pixels say: rank the gallery by pixel distance alone and see how often the first
-# answer is of the query's class. A fair coin among the gallery's pictures would do about as well as
-# the *chance* line.
+# answers are of the query's class. A random order would do about as well as the *chance* line.
 
 # %%
 def pixel_features(pixels):
@@ -156,16 +155,17 @@ print("attributes of an image set:    ", ", ".join(sorted(vars(bench.train[query
 #
 # * The task: find pictures of unseen classes across domains, after training without labels or pairs.
 # * The data: three drawings of each concept; here `line` asks and `flat` answers.
-# * Pixels alone are close to chance, so the features must come from elsewhere: CLIP, in chapter 2.
+# * Pixels alone are only a little better than chance, so the features must come from elsewhere: from
+#   CLIP, in chapter 2.
 #
 # ## Exercises
 #
-# 1. Swap query and gallery. Does the chance level change? Why hardly?
+# 1. Swap query and gallery. Does the chance level change?
 # 2. Which pair of domains is the easiest for the pixel features? Guess first.
 #
 # ```{dropdown} Solutions
-# 1. Chance is the mean share of relevant pictures in a query's gallery. Both domains hold the same
-#    concepts, so the class sizes are the same on both sides.
+# 1. No. Chance is the mean share of relevant pictures in a query's gallery. Both domains hold the
+#    same concepts, so the class sizes are the same on both sides.
 # 2. `line` and `color`: they share their strokes, pixel by pixel. The next cell checks it.
 # ```
 

@@ -142,7 +142,7 @@ def headline(table: pd.DataFrame, metric: str = "mAP@all") -> Figure:
     return bars(heights, points, [d.replace("->", " → ") for d in directions], f"{metric} on unseen classes")
 
 
-def curves(history: Sequence[Mapping[str, float]], names: Sequence[str], window: int = 10) -> Figure:
+def curves(history: Sequence[Mapping[str, float | int]], names: Sequence[str], window: int = 10) -> Figure:
     """Loss terms over the steps: one small plot a term, the running mean over ``window`` steps drawn thick."""
     figure, axes = plt.subplots(1, len(names), figsize=(7.0, 2.0), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
