@@ -67,10 +67,26 @@ split: int = 0
 # | `flat` | Twemoji: another house, flat, no outlines | the photos |
 
 # %%
-bench = clair.load_benchmark(dataset, query=query, gallery=gallery, split=split, root=root or None)
-for role, sets in (("train", bench.train), ("validation", bench.held), ("test", bench.test)):
-    print(f"{role:<11}", *(f"{domain}: {len(sets[domain]):4d} pictures" for domain in bench.domains), sep="  ")
-print("classes    ", f"seen: {len(bench.seen)}, validation: {len(bench.validation)}, unseen: {len(bench.unseen)}")
+bench = clair.load_benchmark(
+    dataset, query=query, gallery=gallery, split=split, root=root or None
+)
+for role, sets in (
+    ("train", bench.train),
+    ("validation", bench.held),
+    ("test", bench.test),
+):
+    print(
+        f"{role:<11}",
+        *(
+            f"{domain}: {len(sets[domain]):4d} pictures"
+            for domain in bench.domains
+        ),
+        sep="  ",
+    )
+print(
+    "classes    ",
+    f"seen: {len(bench.seen)}, validation: {len(bench.validation)}, unseen: {len(bench.unseen)}",
+)
 
 # %% [markdown]
 # Here are unseen concepts in both domains. Same concept, same column. You match them at a glance;
@@ -80,7 +96,12 @@ print("classes    ", f"seen: {len(bench.seen)}, validation: {len(bench.validatio
 shared = sorted(set(bench.test[query].keys) & set(bench.test[gallery].keys))
 chosen = [shared[i] for i in np.linspace(0, len(shared) - 1, 12).astype(int)]
 pictures = {
-    domain: np.stack([bench.test[domain].pixels[bench.test[domain].keys.index(key)] for key in chosen])
+    domain: np.stack(
+        [
+            bench.test[domain].pixels[bench.test[domain].keys.index(key)]
+            for key in chosen
+        ]
+    )
     for domain in bench.domains
 }
 figure = plots.grid(pictures)
@@ -90,21 +111,35 @@ print(f"{len(shared)} unseen concepts are drawn in both domains")
 # How little the pixels say: rank the gallery by pixel distance alone and see how often the first
 # answers are of the query's class. A random order would do about as well as the *chance* line.
 
+
 # %%
 def pixel_features(pixels):
     """Ink, shrunk to 16 x 16 and centred: the simplest feature there is. [N, H, W, 3] -> [N, 256]"""
     ink = 255.0 - pixels.mean(-1)
     count, height, width = ink.shape
-    small = ink.reshape(count, 16, height // 16, 16, width // 16).mean((2, 4)).reshape(count, -1)
+    small = (
+        ink.reshape(count, 16, height // 16, 16, width // 16)
+        .mean((2, 4))
+        .reshape(count, -1)
+    )
     return small - small.mean(1, keepdims=True)
 
 
-twins = {"query_ids": np.array(bench.test[query].keys), "gallery_ids": np.array(bench.test[gallery].keys)}
+twins = {
+    "query_ids": np.array(bench.test[query].keys),
+    "gallery_ids": np.array(bench.test[gallery].keys),
+}
 by_pixels = clair.evaluate(
-    pixel_features(bench.test[query].pixels), bench.truth.test[query],
-    pixel_features(bench.test[gallery].pixels), bench.truth.test[gallery], k=(10,), **twins,
-)  # fmt: skip
-print(f"pixels  mAP@all {by_pixels['mAP@all']:.3f}   P@10 {by_pixels['P@10']:.3f}")
+    pixel_features(bench.test[query].pixels),
+    bench.truth.test[query],
+    pixel_features(bench.test[gallery].pixels),
+    bench.truth.test[gallery],
+    k=(10,),
+    **twins,
+)
+print(
+    f"pixels  mAP@all {by_pixels['mAP@all']:.3f}   P@10 {by_pixels['P@10']:.3f}"
+)
 print(f"chance          {by_pixels['chance']:.3f}")
 assert by_pixels["mAP@all"] < 2 * by_pixels["chance"]
 
@@ -144,7 +179,10 @@ names = [set(bench.seen), set(bench.validation), set(bench.unseen)]
 assert not halves[0] & halves[1], "a training concept occurs in both domains"
 assert not (names[0] & names[1] or names[0] & names[2] or names[1] & names[2])
 print("concepts in both training sets:", len(halves[0] & halves[1]))
-print("attributes of an image set:    ", ", ".join(sorted(vars(bench.train[query]))))
+print(
+    "attributes of an image set:    ",
+    ", ".join(sorted(vars(bench.train[query]))),
+)
 
 # %% [markdown]
 # One caution belongs here. *Choosing* the pictures of seen classes for training uses their labels,
@@ -170,15 +208,27 @@ print("attributes of an image set:    ", ", ".join(sorted(vars(bench.train[query
 # ```
 
 # %% tags=["hide-cell"]
-swapped = clair.load_benchmark(dataset, query=gallery, gallery=query, split=split, root=root or None)
-assert {d: len(swapped.test[d]) for d in bench.domains} == {d: len(bench.test[d]) for d in bench.domains}
+swapped = clair.load_benchmark(
+    dataset, query=gallery, gallery=query, split=split, root=root or None
+)
+assert {d: len(swapped.test[d]) for d in bench.domains} == {
+    d: len(bench.test[d]) for d in bench.domains
+}
 pairs = {}
-for a, b in (("line", "color"), ("line", "flat"), ("color", "flat")) if dataset == "emoji" else ():
+for a, b in (
+    (("line", "color"), ("line", "flat"), ("color", "flat"))
+    if dataset == "emoji"
+    else ()
+):
     pair = clair.load_benchmark(dataset, query=a, gallery=b, split=split)
     pairs[a, b] = clair.evaluate(
-        pixel_features(pair.test[a].pixels), pair.truth.test[a],
-        pixel_features(pair.test[b].pixels), pair.truth.test[b], k=(10,),
-        query_ids=np.array(pair.test[a].keys), gallery_ids=np.array(pair.test[b].keys),
-    )["mAP@all"]  # fmt: skip
+        pixel_features(pair.test[a].pixels),
+        pair.truth.test[a],
+        pixel_features(pair.test[b].pixels),
+        pair.truth.test[b],
+        k=(10,),
+        query_ids=np.array(pair.test[a].keys),
+        gallery_ids=np.array(pair.test[b].keys),
+    )["mAP@all"]
     print(f"{a:>5} -> {b:<5} {pairs[a, b]:.3f}")
 assert not pairs or max(pairs, key=pairs.get) == ("line", "color")

@@ -61,7 +61,7 @@ def scatter(
         chosen = labels == name
         ax.scatter(*points[chosen].T, s=13, alpha=0.75, linewidths=0, label=name,
                    c=COLOURS[number % len(COLOURS)], marker=MARKERS[number % len(MARKERS)])  # fmt: skip
-    ax.set(xticks=[], yticks=[])
+    ax.set_axis_off()
     if legend:
         ax.legend(loc="best", fontsize=8)
     return figure
