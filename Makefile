@@ -18,7 +18,7 @@ endif
 # So that kernels and subprocesses find clair too where it is not installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: book test run lint notebooks lab serve clean iconclip constraints
+.PHONY: book test run records lint notebooks lab serve clean iconclip constraints
 .DEFAULT_GOAL := book
 
 # The stamp is written last: an interrupted installation is taken up again by the next call.
@@ -39,6 +39,13 @@ test: $(READY)
 
 run: $(READY)
 	$(PY) -m clair papermill --params papermill_runs/params/$(DATASET).yaml
+
+# The tracked records and the README's figure; the table that it prints goes into the README.
+records: $(READY)
+	rm -f papermill_runs/records/*.json
+	for split in 0 1 2 3 4; do $(PY) -m clair run --quiet --params papermill_runs/params/emoji.yaml \
+	    split=$$split records=papermill_runs/records || exit 1; done
+	$(PY) -m clair report papermill_runs/records --figure book/headline.svg
 
 lint: $(READY)
 	$(PY) -m ruff check .

@@ -194,7 +194,8 @@ def read_params(path: Path) -> dict[str, Any]:
 
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no parameter file {path}.")
+        known = sorted(file.name for file in path.parent.glob("*.y*ml")) or ["none"]
+        raise FileNotFoundError(f"There is no parameter file {path}; in that folder: {', '.join(known)}.")
     try:
         given = (
             json.loads(path.read_text("utf-8")) if path.suffix == ".json" else yaml.safe_load(path.read_text("utf-8"))

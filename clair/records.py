@@ -24,9 +24,11 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 
 @functools.cache
 def code_digest() -> str:
-    """A key of the library's code; comments, layout and docstrings do not change it."""
+    """A key of the code that runs take; comments, layout and docstrings do not change it, nor do plots."""
     parts = []
     for path in sorted(Path(__file__).parent.glob("*.py")):
+        if path.name in ("plots.py", "__main__.py"):
+            continue
         tree = ast.parse(path.read_text("utf-8"))
         for node in ast.walk(tree):
             body = getattr(node, "body", None)
@@ -107,7 +109,7 @@ def collect(folder: Path, *, allow_mixed: bool = False) -> pd.DataFrame:
     """
     records = [read(path) for path in sorted(Path(folder).glob("*.json"))]
     if not records:
-        raise FileNotFoundError(f"There is no record in {folder}: make some with `make run DATASET=emoji`.")
+        raise FileNotFoundError(f"There is no record in {folder}: make some with `make records`.")
     codes = {record["provenance"]["code"] for record in records}
     dirty = [name(record) for record in records if record["provenance"]["dirty"]]
     if not allow_mixed and (len(codes) > 1 or dirty):

@@ -140,6 +140,8 @@ def test_a_missing_weights_file_and_a_missing_parameter_file(tmp_path, capsys):
     assert "neither a file nor a tag" in capsys.readouterr().err
     assert main(["run", "--params", str(tmp_path / "none.yaml")]) == 2
     assert "no parameter file" in capsys.readouterr().err
+    assert main(["run", "--params", str(records.REPOSITORY / "papermill_runs/params/emojy.yaml")]) == 2
+    assert "emoji.yaml" in capsys.readouterr().err
 
 
 def test_a_parameter_file_with_a_misspelt_name_stops_papermill_before_it_starts(tmp_path, capsys):
