@@ -1,6 +1,7 @@
 """The command line: python -m clair run [--params FILE] [name=value …]."""
 
 import argparse
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,7 @@ def _run(given: argparse.Namespace) -> int:
 
 
 def _papermill(given: argparse.Namespace) -> int:
+    os.environ.setdefault("TQDM_DISABLE", "1")  # a batch run is silent
     import papermill as pm
 
     from clair.records import REPOSITORY

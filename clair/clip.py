@@ -21,6 +21,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from clair.datasets import did_you_mean
+from clair.files import silent
 from clair.images import ImageSet, to_unit
 
 WEIGHTS = Path(__file__).parent / "weights"
@@ -73,7 +74,7 @@ class Clip:
         if len(pixels) == 0:
             raise ValueError("There is no picture to encode: the image set is empty.")
         parts = []
-        for start in tqdm(range(0, len(pixels), batch), desc="features", disable=None if progress else True):
+        for start in tqdm(range(0, len(pixels), batch), desc="features", disable=silent(progress)):
             chunk = torch.from_numpy(np.ascontiguousarray(pixels[start : start + batch])).to(self.device)
             parts.append(self.forward_images(to_unit(chunk, self.image_size)).cpu())
         return torch.cat(parts)

@@ -21,7 +21,7 @@ from xml.etree import ElementTree
 import numpy as np
 import safetensors.numpy
 
-from clair.files import atomic_bytes, cache_root, digest, locked, versions
+from clair.files import atomic_bytes, cache_root, digest, locked, silent, versions
 
 SIZE = 64
 DOMAINS = ("line", "color", "flat")
@@ -183,7 +183,7 @@ def load(progress: bool = True) -> tuple[list[Emoji], dict[str, np.ndarray]]:
 def _render_all(emojis: list[Emoji], domain: str, progress: bool) -> Iterator[np.ndarray]:
     from tqdm.auto import tqdm
 
-    for emoji in tqdm(emojis, desc=f"drawing {domain}", disable=None if progress else True):
+    for emoji in tqdm(emojis, desc=f"drawing {domain}", disable=silent(progress)):
         yield render(emoji.code, domain)
 
 

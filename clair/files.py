@@ -19,6 +19,14 @@ def cache_root() -> Path:
     return Path(os.environ.get("CLAIR_CACHE") or platformdirs.user_cache_dir("clair"))
 
 
+def silent(progress: bool) -> bool | None:
+    """What tqdm's ``disable`` should be: True if nobody asked for bars or TQDM_DISABLE is set, else tqdm's choice.
+
+    (tqdm reads TQDM_DISABLE itself, but not where it draws a widget in a notebook.)
+    """
+    return True if not progress or os.environ.get("TQDM_DISABLE") else None
+
+
 def atomic_bytes(path: Path, data: bytes) -> None:
     """Write ``data`` so that a reader sees the old file or the whole new one, never a half."""
     path = Path(path)

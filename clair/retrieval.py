@@ -45,6 +45,8 @@ from jaxtyping import Bool, Float32, Float64, Int, Int64
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from clair.files import silent
+
 NEAR = 1e-6  # scores this close may change places through rounding
 BLOCK = 2**24  # scores held at once, 64 MiB
 # Matrix products of these fixed steps give a score the same bits wherever its items stand: edges and
@@ -208,7 +210,7 @@ def _blocks(
     by_place = np.argsort(place[twins[0]], kind="stable")
     rows, columns = place[twins[0]][by_place], column[twins[1]][by_place]
 
-    with tqdm(total=count, desc="retrieval", unit="query", delay=2, disable=None if progress else True) as bar:
+    with tqdm(total=count, desc="retrieval", unit="query", delay=2, disable=silent(progress)) as bar:
         for first in range(0, count, chunk):
             last = min(first + chunk, count)
             some = -left[first : first + _ceil(last - first, ROWS)]

@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from clair import losses
 from clair.clip import Clip
 from clair.datasets import Benchmark, did_you_mean
-from clair.files import atomic_bytes
+from clair.files import atomic_bytes, silent
 from clair.images import class_aware_batch, to_unit, view
 from clair.prompts import VisualPrompts, trainable
 from clair.pseudo_labels import PseudoLabels, pseudo_label
@@ -170,7 +170,7 @@ def fit(
     items = torch.arange(2 * size).repeat(2)
     domains = torch.tensor([0, 1]).repeat_interleave(size).repeat(2)
 
-    for step in tqdm(range(recipe.steps), desc="training", disable=None if progress else True):
+    for step in tqdm(range(recipe.steps), desc="training", disable=silent(progress)):
         rows, drawn = class_aware_batch(
             trusted, recipe.classes_per_batch, per_class=recipe.images_per_class, size=size, rng=rows_rng
         )

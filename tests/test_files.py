@@ -161,3 +161,9 @@ def test_versions_are_those_installed():
     assert versions(("numpy",)) == {"numpy": numpy.__version__}
     with pytest.raises(PackageNotFoundError):
         versions(("no-such-package-at-all",))
+
+
+@pytest.mark.parametrize(("asked", "variable", "answer"), [(True, "", None), (True, "1", True), (False, "", True)])
+def test_bars_are_silent_when_asked_or_in_batch_runs(asked, variable, answer, monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", variable)
+    assert files.silent(asked) is answer
