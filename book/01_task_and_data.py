@@ -189,6 +189,13 @@ print(
 # in this book as in all of the literature on this task. A truly unlabelled pile would also hold
 # pictures of other things.
 #
+# ## Whose drawings these are
+#
+# `line` and `color`: all emojis designed by [OpenMoji](https://openmoji.org), the open-source emoji
+# and icon project, licence CC BY-SA 4.0; `line` shows them without their coloured parts.
+# `flat`: [Twemoji](https://github.com/jdecked/twemoji), graphics under CC BY 4.0, by Twitter, Inc and
+# other contributors. We scaled them to 64 pixels; figures that show them are under the same licences.
+#
 # ## Summary
 #
 # * The task: find pictures of unseen classes across domains, after training without labels or pairs.
