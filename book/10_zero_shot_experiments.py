@@ -133,14 +133,14 @@ shown = (
     "macro mAP@all",
 )
 columns = {
-    f"{record['method']}, {'no map' if carried == 'none' else 'map'}": values
+    record["method"] + ("" if carried == "none" else " + map"): values
     for record in result.records
     for carried, values in record["metrics"][direction].items()
 }
-print(f"{direction:<15}" + "".join(f"{column:>16}" for column in columns))
+print(f"{direction:<15}" + "".join(f"{column:>14}" for column in columns))
 for name in shown:
     print(
-        f"{name:<15}" + "".join(f"{v[name]:>16.3f}" for v in columns.values())
+        f"{name:<15}" + "".join(f"{v[name]:>14.3f}" for v in columns.values())
     )
 
 # %% [markdown]
