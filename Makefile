@@ -18,7 +18,7 @@ endif
 # So that kernels and subprocesses find clair too where it is not installed.
 export PYTHONPATH := $(CURDIR)$(if $(PYTHONPATH),:$(PYTHONPATH))
 
-.PHONY: book test run records lint notebooks lab serve clean iconclip constraints
+.PHONY: book test slow speed run records lint notebooks lab serve clean iconclip constraints
 .DEFAULT_GOAL := book
 
 # The stamp is written last: an interrupted installation is taken up again by the next call.
@@ -36,6 +36,15 @@ book: $(READY)
 test: $(READY)
 	$(PY) -m pytest tests
 	$(PY) -m pytest --nbval book
+
+# Kills, thousands of cases, drawing everything twice: some minutes.
+slow: $(READY)
+	$(PY) -m pytest tests -m slow
+
+# Side by side with what users would write otherwise; the results are tracked.  Leave the machine alone.
+speed: $(READY)
+	$(PY) speed/retrieval.py
+	$(PY) speed/refinement.py
 
 run: $(READY)
 	$(PY) -m clair papermill --params papermill_runs/params/$(DATASET).yaml
@@ -68,7 +77,7 @@ serve: book
 clean:
 	rm -rf _build papermill_runs/out .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
-# The embedded CLIP, trained anew: needs npm, and about 40 minutes.
+# The embedded CLIP, trained anew: needs npm, and on two cores about 90 minutes.
 iconclip: $(READY)
 	npm install --no-package-lock --prefix iconclip
 	$(PY) iconclip/icons.py

@@ -207,6 +207,110 @@ figure = plots.retrievals(
 )
 
 # %% [markdown]
+# Eight rows chosen by eye prove nothing. The next figure chooses by rule: of all queries, ranked by
+# their average precision, the three best, the three in the middle and the three worst.
+
+# %% mystnb={"figure": {"caption": "The three best, middle and worst queries by average precision (the number beside each), with their eight nearest gallery pictures. What to see: where strokes are typical of a class, frozen features find it; the worst queries are read as another class altogether.", "name": "fig-best-and-worst"}, "image": {"alt": "Nine rows in three groups, best, median and worst. Each row starts with a query, followed by eight gallery pictures marked as hit or miss."}}
+precision = clair.evaluate(
+    x[query],
+    truth[query],
+    x[gallery],
+    truth[gallery],
+    k=(10,),
+    per_query=True,
+    query_ids=ids[query],
+    gallery_ids=ids[gallery],
+)["per query"]["mAP@all"]
+_, nearest = clair.search(
+    x[query],
+    x[gallery],
+    8,
+    query_ids=ids[query],
+    gallery_ids=ids[gallery],
+)
+figure = plots.contact_sheet(
+    bench.test[query].pixels,
+    bench.test[gallery].pixels,
+    nearest,
+    truth[gallery][nearest] == truth[query][:, None],
+    precision,
+    list(truth[query]),
+)
+
+# %% [markdown]
+# (one-ranking-many-numbers)=
+# ## One ranking, many numbers
+#
+# "mAP" is not one number. Take a gallery of ten pictures, five of them relevant, and this ranking, where
+# `+` is a hit: `+ - + + - - - - + +`. With a cutoff of $K = 4$ the first four hold three hits, at which
+# the precision is 1, 2/3 and 3/4. Their sum is 2.42. Should it be divided by the three hits that were
+# found, by the four that could have been, or by all five?
+
+# %%
+ranking = "+-++----++"
+angles = np.linspace(0.1, 1.5, len(ranking))
+toy = np.stack([np.cos(angles), np.sin(angles)], axis=1)  # ever farther from (1, 0)
+toy_scores = clair.evaluate(
+    [[1.0, 0.0]],
+    ["hit"],
+    toy,
+    ["hit" if mark == "+" else "miss" for mark in ranking],
+    k=4,
+    voc=True,
+)
+for name in ("mAP@4/hits", "mAP@4/min", "mAP@all", "mAP@all/voc", "P@4", "P@4/min"):
+    print(f"{name:<12}{toy_scores[name]:.3f}")
+
+# %% [markdown]
+# All of these are called "mAP" or "precision" somewhere. The same on the queries of this chapter:
+
+# %%
+options = {"k": (10,), "voc": True}
+strict = clair.evaluate(
+    x[query],
+    truth[query],
+    x[gallery],
+    truth[gallery],
+    query_ids=ids[query],
+    gallery_ids=ids[gallery],
+    **options,
+)
+loose = clair.evaluate(
+    x[query], truth[query], x[gallery], truth[gallery], **options
+)
+print(f"{'':<16}{'strict':>8}{'with twins':>12}")
+for name in (
+    "mAP@10/hits",
+    "mAP@10/min",
+    "mAP@10/voc",
+    "mAP@all",
+    "mAP@all/voc",
+    "macro mAP@all",
+    "P@10",
+    "P@10/min",
+):
+    print(f"{name:<16}{strict[name]:>8.3f}{loose[name]:>12.3f}")
+
+# %% [markdown]
+# Nothing was trained between these rows. A published number can be compared only with its convention,
+# so in this project each metric carries it in its name:
+#
+# | our name | what it divides by, or does | used by |
+# |---|---|---|
+# | `mAP@all` | un-interpolated, as scikit-learn | this book |
+# | `mAP@all/voc` | precision raised to the best further down the list, as in PASCAL VOC 2010 | SAKE, ZSE-SBIR |
+# | `mAP@200/hits` | hits among the first 200: what was missed costs nothing | UCDR, ProS, ClipPrompt |
+# | `mAP@200/min` | the smaller of 200 and the relevant pictures | this book |
+# | `mAP@200/voc` | the same, with raised precision | SAKE, ZSE-SBIR |
+# | `P@100` | hits divided by 100 | most tables |
+# | `P@100/min` | hits divided by the smaller of 100 and the relevant pictures | ZSE-SBIR, UCDIR |
+#
+# (Read from these projects' public evaluation code.) Two more traps: some widely used metric code drops
+# every item whose score is not positive, which with cosines drops half of the gallery; and ties broken
+# by the order of the files can look like skill, since files are listed class by class. Here tied items
+# share their places.
+
+# %% [markdown]
 # ## Is the gap one direction?
 #
 # How much of the distance between the domains' features is a plain shift? Take the mean of each

@@ -29,7 +29,10 @@ ROOT = Path(__file__).resolve().parents[1]
 BUILD = ROOT / "_build"
 STAGING, EXECUTED, HTML = BUILD / "staging", BUILD / "executed", BUILD / "html"
 # What a notebook's outputs depend on besides its own code.
-LIBRARY = ("clair/**/*.py", "clair/weights/*", "papermill_runs/records/**/*", "constraints.txt")
+LIBRARY = (
+    "clair/**/*.py", "clair/weights/*", "papermill_runs/records/**/*", "constraints.txt",
+    "iconclip/*.py", "iconclip/*.json*", "speed/*.json",
+)  # fmt: skip
 # What the pages may include or link to, at the same places as in the repository.
 STAGED = ("_config.yml", "_toc.yml", "*.md", "LICENSE", "book/**/*", "clair/*.py", *LIBRARY[2:3])
 # What MathJax needs to set TeX in a page: the program, its fonts, and extensions loaded on demand.

@@ -1,4 +1,4 @@
-"""The command line: python -m clair run [--params FILE] [name=value …]."""
+"""The command line: python -m clair run [--params FILE] [name=value …], and check, papermill, report."""
 
 import argparse
 import os
@@ -26,9 +26,11 @@ def main(words: list[str] | None = None) -> int:
     report.add_argument("folder", type=Path)
     report.add_argument("--figure", type=Path, help="write the figure here, as SVG")
     report.add_argument("--allow-mixed", action="store_true", help="accept records of different or uncommitted code")
+    checker = commands.add_parser("check", help="is the data here what the book was measured on? 0: yes, 1: no")
+    checker.add_argument("dataset")
     given = parser.parse_args(words)
     try:
-        return {"run": _run, "papermill": _papermill, "report": _report}[given.command](given)
+        return {"run": _run, "papermill": _papermill, "report": _report, "check": _check}[given.command](given)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"clair: {error}", file=sys.stderr)
         return 2
@@ -69,6 +71,14 @@ def _papermill(given: argparse.Namespace) -> int:
         raise ValueError(f"{notebook.name} failed ({error.ename}: {error.evalue}); see {out}.") from error
     print(f"executed notebook: {out}")
     return 0
+
+
+def _check(given: argparse.Namespace) -> int:
+    from clair.check import check
+
+    text, fine = check(given.dataset)
+    print(text)
+    return 0 if fine else 1
 
 
 def _report(given: argparse.Namespace) -> int:

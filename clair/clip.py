@@ -6,12 +6,15 @@ t = model.encode_classes(bench.seen, bench.templates["line"])      # [C, D], uni
 """
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from pickle import UnpicklingError
 
 import numpy as np
 import open_clip
+import safetensors.torch
 import torch
 from jaxtyping import Float, Int, UInt8
 from open_clip.tokenizer import SimpleTokenizer
@@ -25,6 +28,7 @@ from clair.files import silent
 from clair.images import ImageSet, to_unit
 
 WEIGHTS = Path(__file__).parent / "weights"
+ICONCLIP = {"": "iconclip.safetensors", "early": "iconclip-early.safetensors"}  # tag -> the embedded weights
 
 
 class Clip:
@@ -109,13 +113,13 @@ class Clip:
 def load_clip(name: str = "iconclip", pretrained: str = "", device: str = "auto") -> Clip:
     """Load a CLIP: ``"iconclip"``, or an open_clip model with a weights tag or a local checkpoint.
 
+    iconclip has weights of its own, and under the tag ``"early"`` those of early in its training.
+
     Raises ValueError for an unknown model, tag or device and FileNotFoundError for a missing file.
     """
     target = pick_device(device)
     if name == "iconclip":
-        if pretrained:
-            raise ValueError("iconclip carries its own weights: leave pretrained empty.")
-        return _iconclip(target)
+        return _iconclip(target, pretrained)
     known = open_clip.list_models()
     if name not in known:
         raise ValueError(_near(name, known))
@@ -140,9 +144,54 @@ def _near(name: str, known: list[str]) -> str:
     return sentence.split(" Known: ")[0] + " The names are those of open_clip.list_models(), and 'iconclip'."
 
 
-def _iconclip(device: torch.device) -> Clip:
-    open_clip.add_model_config(WEIGHTS / "iconclip.json")
-    module = open_clip.create_model("iconclip", pretrained=str(WEIGHTS / "iconclip.safetensors"))
+class Residual(nn.Module):
+    """A 3 x 3 convolution whose result is added to what it saw."""
+
+    def __init__(self, width: int, norm: Callable[[int], nn.Module] | None):
+        super().__init__()
+        self.conv = convolution(width, width, norm, stride=1)
+
+    def forward(self, x: Float[Tensor, "B W h w"]) -> Float[Tensor, "B W h w"]:
+        return F.relu(x + self.conv(x))
+
+
+def convolution(inside: int, outside: int, norm: Callable[[int], nn.Module] | None, stride: int = 2) -> nn.Module:
+    conv = nn.Conv2d(inside, outside, 3, stride, 1, bias=norm is None)
+    return nn.Sequential(conv) if norm is None else nn.Sequential(conv, norm(outside))
+
+
+def conv_stem(width: int, norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
+    """iconclip's first layers, in place of a linear patch embedding: [B, 3, H, W] -> [B, width, H/16, W/16].
+
+    Early convolutions let a vision transformer learn from few pictures (Xiao et al., 2021).  Training
+    puts a batch norm behind each convolution; the weights that are loaded have it folded in.
+    """
+    layers: list[nn.Module] = []
+    for inside, outside in pairwise((3, width // 8, width // 4, width // 2, width)):
+        layers += [convolution(inside, outside, norm), nn.ReLU()]
+        if outside in (width // 4, width // 2):
+            layers.append(Residual(outside, norm))
+    return nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+
+
+def create_iconclip(norm: Callable[[int], nn.Module] | None = None) -> nn.Module:
+    """iconclip with random weights: open_clip's model, its patch embedding replaced by `conv_stem`."""
+    module = open_clip.CLIP(**json.loads((WEIGHTS / "iconclip.json").read_text("utf-8")))
+    module.visual.image_mean, module.visual.image_std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    module.visual.conv1 = conv_stem(module.visual.conv1.out_channels, norm)
+    return module
+
+
+def _iconclip(device: torch.device, pretrained: str) -> Clip:
+    path = WEIGHTS / ICONCLIP[pretrained] if pretrained in ICONCLIP else Path(pretrained)
+    if not path.is_file():
+        tags = ", ".join(map(repr, ICONCLIP))
+        raise FileNotFoundError(f"{pretrained!r} is neither a file nor one of iconclip's own weights ({tags}).")
+    module = create_iconclip()
+    try:
+        module.load_state_dict(safetensors.torch.load_file(path))
+    except (RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{path} does not hold weights of iconclip: give a checkpoint of this model.") from error
     tokenizer = SimpleTokenizer(bpe_path=str(WEIGHTS / "iconclip-bpe.txt.gz"), context_length=module.context_length)
     return Clip("iconclip", module, tokenizer, device)
 

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import resource
 import sys
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,22 +102,24 @@ def run(given: Mapping[str, Any], *, progress: bool = True) -> Run:
     labels = label_training_images(bench, model, recipe)
     qualities = {domain: quality(labels[domain], bench.truth.train[domain], bench.seen) for domain in bench.domains}
     for method in params.methods:
-        began = time.perf_counter()
+        key = record_key(params, recipe, method, bench, model)
         encoder = model
-        if method == "clair":
-            encoder = result.fitted = fit(bench, model, recipe, labels, seed=params.seed, progress=progress)
-        seconds = time.perf_counter() - began
+        if method == "clair":  # a checkpoint of the same run: gone on with, or if it is whole just loaded
+            path = cache_root() / "fits" / f"{key}.safetensors"
+            encoder = result.fitted = fit(
+                bench, model, recipe, labels, seed=params.seed, checkpoint=path, progress=progress
+            )
         trained = result.fitted if method == "clair" else None
         record = {
             "schema": records.SCHEMA,
-            "key": record_key(params, recipe, method, bench, model),
+            "key": key,
             "method": method,
             "params": dataclasses.asdict(params) | {"records": "", "methods": [method]},
             "recipe": dataclasses.asdict(recipe),
             "metrics": retrieval_metrics(bench, encoder, maps, params.report),
             "label quality": qualities,
             "cost": {
-                "training seconds": seconds if trained else 0.0,
+                "training seconds": trained.seconds if trained else 0.0,
                 "parameters trained": sum(p.numel() for p in trained.learnt) if trained else 0,
                 "images seen": trained.images_seen if trained else 0,
                 "peak memory MiB": _peak_mebibytes(),

@@ -66,8 +66,9 @@ def domain_map(
     * ``shift``: x + mean(B) - mean(A);  * ``centre``: each domain minus its mean;  * ``none``.
 
     λ is ``strength`` times tr(AᵀA)/D, so that it means the same for any number of names.  With
-    ``means`` (of the query's and the gallery's domain) the map is learnt and applied on features
-    from which these are subtracted; ``centre`` without them takes the means of the texts.
+    ``means`` (of the query's and the gallery's pictures) both domains' features have these subtracted,
+    and the map is learnt on texts that have their own means subtracted; ``centre`` without them takes
+    the means of the texts.
     """
     if A.shape != B.shape or A.ndim != 2:
         shapes = f"{list(A.shape)} and {list(B.shape)}"
@@ -82,7 +83,8 @@ def domain_map(
     matrix, shift = torch.eye(A.shape[1], dtype=torch.float64), zero
     if method == "centre" and means is None:
         mean_a, mean_b = A.mean(0), B.mean(0)
-    A, B = A - mean_a, B - mean_b
+    if means is not None:  # pictures and texts lie apart, so each kind is centred on itself
+        A, B = A - A.mean(0), B - B.mean(0)
     penalty = strength * float((A * A).sum()) / A.shape[1]
     if method == "identity-ridge":
         matrix = identity_ridge(A, B, penalty)

@@ -12,6 +12,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int, UInt8
 from matplotlib.figure import Figure
 
+from clair.intervals import Interval
 from clair.records import row_name
 
 # Okabe-Ito colours, dark to light, each with its own marker and hatch.
@@ -67,6 +68,29 @@ def scatter(
     return figure
 
 
+def circles(
+    panels: Mapping[str, Float[np.ndarray, "N 2"]],
+    classes: Int[np.ndarray, " N"],
+    domains: Int[np.ndarray, " N"],
+    names: Sequence[str] = ("line", "flat"),
+) -> Figure:
+    """Unit vectors of the plane, a panel a stage: a class is a colour and a letter, a domain a marker and a ring."""
+    figure, axes = plt.subplots(1, len(panels), figsize=(2.45 * len(panels), 2.7), squeeze=False)
+    for axis, (title, points) in zip(axes[0], panels.items(), strict=True):
+        axis.add_patch(plt.Circle((0, 0), 1, fill=False, color="grey", linewidth=0.6))
+        for domain, radius in ((0, 1.0), (1, 0.8)):  # drawn on two rings, or they would hide each other
+            for label in np.unique(classes):
+                x, y = radius * points[(classes == label) & (domains == domain)].T
+                axis.scatter(x, y, s=34, marker=MARKERS[domain], color=COLOURS[label], alpha=0.8, linewidths=0)
+                axis.annotate("ABCDEF"[label], (1.17 * x.mean() / radius, 1.17 * y.mean() / radius), fontsize=8,
+                              ha="center", va="center", color=COLOURS[label])  # fmt: skip
+        axis.set(title=title, xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
+        axis.set_axis_off()
+    handles = [plt.Line2D([], [], marker=MARKERS[d], linestyle="", color="grey", label=names[d]) for d in (0, 1)]
+    figure.legend(handles=handles, loc="lower center", ncols=2, fontsize=8)
+    return figure
+
+
 def retrievals(
     queries: UInt8[np.ndarray, "Q H W 3"],
     gallery: UInt8[np.ndarray, "G H W 3"],
@@ -101,6 +125,27 @@ def retrievals(
     return figure
 
 
+def contact_sheet(
+    queries: UInt8[np.ndarray, "Q H W 3"],
+    gallery: UInt8[np.ndarray, "G H W 3"],
+    order: Int[np.ndarray, "Q k"],
+    hits: Bool[np.ndarray, "Q k"],
+    values: Float[np.ndarray, " Q"],
+    names: Sequence[str],
+    count: int = 3,
+    width: float = 7.0,
+) -> Figure:
+    """The best, the middle and the worst queries by ``values``, as rows of `retrievals`."""
+    ranked = np.argsort(-np.asarray(values), kind="stable")
+    ranked = ranked[: len(ranked) - int(np.isnan(values).sum())]  # NaN, a query that does not count, sorts last
+    count = min(count, len(ranked) // 3)
+    middle = (len(ranked) - count) // 2
+    groups = {"best": ranked[:count], "median": ranked[middle : middle + count], "worst": ranked[len(ranked) - count :]}
+    rows = np.concatenate(list(groups.values()))
+    labels = [f"{group}  {values[row]:.2f}\n{names[row]}" for group, some in groups.items() for row in some]
+    return retrievals(queries[rows], gallery, order[rows], hits[rows], labels, width)
+
+
 def bars(
     values: Mapping[str, Sequence[float]],
     points: Mapping[str, Sequence[Sequence[float]]],
@@ -122,6 +167,30 @@ def bars(
     ax.set_xticks(range(len(groups)), groups)
     ax.set_ylabel(ylabel)
     ax.legend(ncols=min(len(values), 4), loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
+    return figure
+
+
+def forest(rows: Mapping[str, Mapping[str, Interval]], xlabel: str, marks: Mapping[str, float] | None = None) -> Figure:
+    """Means with their intervals: a group of lines for each row, a marker for each name; ``marks`` are ticks."""
+    names = list(next(iter(rows.values())))
+    figure, ax = plt.subplots(figsize=(7.0, 0.5 + 0.17 * (len(names) + 1.2) * len(rows)))
+    places = []
+    for group, (row, values) in enumerate(rows.items()):
+        top = -group * (len(names) + 1.2)
+        places.append(top - (len(names) - 1) / 2)
+        for number, name in enumerate(names):
+            at, colour = values[name], COLOURS[number]
+            ax.plot([at.low, at.high], [top - number] * 2, color=colour, linewidth=1.6)
+            ax.plot(
+                at.mean, top - number, MARKERS[number], color=colour, markersize=5, label=name if not group else None
+            )
+        if marks:
+            ax.plot([marks[row]] * 2, [top + 0.5, top - len(names) + 0.5], color="black", linewidth=0.8, linestyle=":")
+    ax.set_yticks(places, list(rows))
+    ax.set_xlabel(xlabel)
+    ax.spines["left"].set_visible(False)
+    ax.tick_params(left=False)
+    ax.legend(ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), fontsize=8)
     return figure
 
 

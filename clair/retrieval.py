@@ -46,6 +46,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from clair.files import silent
+from clair.index import Index
 
 NEAR = 1e-6  # scores this close may change places through rounding
 BLOCK = 2**24  # scores held at once, 64 MiB
@@ -66,6 +67,7 @@ def evaluate(
     per_query: bool = False,
     per_class: bool = False,
     voc: bool = False,
+    only_at_k: bool = False,
     chunk: int | None = None,
     device: str | torch.device = "cpu",
     progress: bool = True,
@@ -86,6 +88,8 @@ def evaluate(
         per_query: add "per query", metric -> array [Q] in the order given, NaN without a relevant item.
         per_class: add "per class", metric -> {class: mean over its queries}, and the "queries" of each.
         voc: add the VOC-interpolated values.
+        only_at_k: leave out what needs the whole ranking (mAP@all and R-precision), which is faster: the
+            first K are found without sorting the rest.  "near ties" are then those among the first K.
         chunk: queries scored at once; by default as many as keep a block of scores at 64 MiB.
         device: "cpu" computes with numpy, the fastest there; any other device of torch, such as "cuda",
             with torch ("cpu:0" runs that code on the CPU).
@@ -129,7 +133,7 @@ def evaluate(
             jobs = []
             for piece in _pieces(q[chosen], np.diff(start)):
                 items, label = chosen[piece], q[chosen[piece][0]]
-                ask = start[label], start[label + 1], relevant[items], candidates[items], cutoffs, voc
+                ask = start[label], start[label + 1], relevant[items], candidates[items], cutoffs, voc, only_at_k
                 jobs.append((items, pool.submit(_metrics, distances[piece], *ask)))
             for items, job in jobs:
                 for name, found in job.result().items():
@@ -167,8 +171,14 @@ def search(
 
     Takes features, twins and the rest as :func:`evaluate` does.  Returns the cosines and the rows of the
     gallery.  ValueError, besides those of :func:`evaluate`: k exceeds what a query may find.
+
+    ``gallery`` may also be an `index.Index`: then the search is approximate, and takes no ids.
     """
     k = _positive(k, "k")
+    if isinstance(gallery, Index):
+        if query_ids is not None or gallery_ids is not None:
+            raise ValueError("An index knows no twins: leave query_ids and gallery_ids out, or search exactly.")
+        return gallery.search(query.detach().cpu().numpy() if isinstance(query, Tensor) else query, k)
     query, gallery = _matrices(query, gallery)
     twins = _twins(query_ids, gallery_ids, (len(query), len(gallery)))
     fewest = len(gallery) - int(np.bincount(twins[0], minlength=1).max())
@@ -245,17 +255,20 @@ def _pieces(labels: Int[np.ndarray, " n"], sizes: Int[np.ndarray, " C"]) -> list
 
 
 def _ranks(
-    distances: Any, low: int, high: int
+    distances: Any, low: int, high: int, depth: int | None = None
 ) -> tuple[Float32[np.ndarray, "n R"], Int64[np.ndarray, "n R"], Int64[np.ndarray, "n R"], Bool[np.ndarray, " n"]]:
     """Where the relevant items, columns low to high, stand among the others; overwrites ``distances`` [n, G].
 
     Returns the relevant distances in order, infinite ones last; for each of them the number of irrelevant
     items that are nearer, and that are nearer or equal; and per query whether a relevant and an irrelevant
-    distance differ by at most NEAR.
+    distance differ by at most NEAR.  With ``depth`` only items that may be among the first ``depth`` are
+    placed; the others are given ranks behind them.
     """
     if isinstance(distances, Tensor):
-        return _ranks_on_device(distances, low, high)
+        return _ranks_on_device(distances, low, high, depth)
     own = np.sort(distances[:, low:high], axis=1)
+    if depth is not None and depth < distances.shape[1]:
+        return _first_ranks(distances, own, low, high, depth)
     distances[:, low:high] = np.inf  # all that is not irrelevant goes to the end
     distances.sort(axis=1)
     nearer, upto = np.empty(own.shape, np.int64), np.empty(own.shape, np.int64)
@@ -269,15 +282,37 @@ def _ranks(
     return own, nearer, upto, near.any(axis=1)
 
 
-def _ranks_on_device(distances: Float32[Tensor, "n G"], low: int, high: int) -> Any:
-    """The same, line by line, where a GPU does the work."""
+def _first_ranks(distances: Any, own: Any, low: int, high: int, depth: int) -> Any:
+    """The same for the first ``depth`` items, without sorting the rest."""
+    limit = np.partition(distances, depth - 1, axis=1)[:, depth - 1] + np.float32(2 * NEAR)
+    distances[:, low:high] = np.inf
+    nearer = np.full(own.shape, distances.shape[1], np.int64)  # no place among the first
+    upto, near = nearer.copy(), np.zeros(len(own), bool)
+    for row, (line, mine, last) in enumerate(zip(distances, own, limit, strict=True)):
+        rest = np.sort(line[line <= last])
+        some = mine[: mine.searchsorted(last, side="right")]
+        nearer[row, : len(some)] = at = rest.searchsorted(some)
+        upto[row, : len(some)] = rest.searchsorted(some, side="right")
+        if len(some) and len(rest):
+            with np.errstate(invalid="ignore"):
+                gaps = np.abs(some - rest[np.maximum(at - 1, 0)]), np.abs(rest[np.minimum(at, len(rest) - 1)] - some)
+                near[row] = (np.fmin(*gaps) <= NEAR).any()
+    return own, nearer, upto, near
+
+
+def _ranks_on_device(distances: Float32[Tensor, "n G"], low: int, high: int, depth: int | None) -> Any:
+    """The same, line by line, where a GPU does the work; it sorts all of them in any case."""
+    limit = torch.inf
+    if depth is not None and depth < distances.shape[1]:
+        limit = distances.kthvalue(depth, dim=1, keepdim=True).values + 2 * NEAR
     own = distances[:, low:high].sort(dim=1).values
     distances[:, low:high] = torch.inf
     distances = distances.sort(dim=1).values
     nearer, upto = torch.searchsorted(distances, own), torch.searchsorted(distances, own, right=True)
     below = distances.gather(1, (nearer - 1).clamp(min=0))
     beyond = distances.gather(1, nearer.clamp(max=distances.shape[1] - 1))
-    near = torch.minimum((own - below).abs(), (beyond - own).abs()).le(NEAR).any(dim=1)
+    near = torch.minimum((own - below).abs(), (beyond - own).abs()).le(NEAR)
+    near = (near & (own <= limit)).any(dim=1)
     return own.cpu().numpy(), nearer.cpu().numpy(), upto.cpu().numpy(), near.cpu().numpy()
 
 
@@ -289,9 +324,10 @@ def _metrics(
     candidates: Int[np.ndarray, " n"],
     cutoffs: list[int],
     voc: bool,
+    only_at_k: bool,
 ) -> dict[str, Float64[np.ndarray, " n"]]:
     """Every metric of n queries of one class, whose items are the columns low to high; 1 for a near tie."""
-    own, nearer, upto, near = _ranks(distances, low, high)
+    own, nearer, upto, near = _ranks(distances, low, high, max(cutoffs) if only_at_k else None)
     column = np.arange(own.shape[1])
     real = column < relevant[:, None]  # the others are twins
     new = np.ones((len(own), len(column) + 1), bool)  # where a run of equal relevant distances starts
@@ -309,8 +345,8 @@ def _metrics(
         """For each relevant item the best precision from there down, among those of some weight."""
         return np.maximum.accumulate(np.where(weight > 0, precision, 0.0)[:, ::-1], axis=1)[:, ::-1]
 
-    values = {"mAP@all": precision.sum(1) / relevant}
-    if voc:
+    values = {} if only_at_k else {"mAP@all": precision.sum(1) / relevant}
+    if voc and not only_at_k:
         values["mAP@all/voc"] = (real * raised(real)).sum(1) / relevant
     for cutoff in cutoffs:
         weight, possible = inside(cutoff), np.minimum(cutoff, relevant)
@@ -321,7 +357,8 @@ def _metrics(
             values[f"mAP@{cutoff}/voc"] = (weight * raised(weight)).sum(1) / possible
         values[f"P@{cutoff}"] = hits / cutoff
         values[f"P@{cutoff}/min"] = hits / possible
-    values["R-precision"] = inside(relevant[:, None]).sum(1) / relevant
+    if not only_at_k:
+        values["R-precision"] = inside(relevant[:, None]).sum(1) / relevant
     return values | {"chance": relevant / candidates, "near ties": near.astype(np.float64)}
 
 

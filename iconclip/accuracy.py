@@ -1,20 +1,22 @@
 """Zero-shot accuracy of the embedded CLIP on the embedded benchmark, among all classes.
 
-    python iconclip/accuracy.py      # a line per domain: top-1, top-5, and the two halves of the concepts
+    python iconclip/accuracy.py [early | FILE]     # a line per domain
 
 "captioned" are the concepts whose captions may name their category, "uncaptioned" the others; see
-icons.py.  For the report only: nothing is chosen by these numbers.
+captions.py.  For the report only: nothing is chosen by these numbers.
 """
 
+import sys
+
 import numpy as np
-from icons import has_category
+from captions import has_category
 
 from clair import emoji, load_clip
 
 
-def main() -> None:
+def main(weights: str = "") -> None:
     emojis, pictures = emoji.load()
-    model = load_clip("iconclip", device="cpu")
+    model = load_clip("iconclip", weights, device="cpu")
     names = np.array(list(emoji.CLASSES))
     labels = np.array([item.label for item in emojis])
     captioned = np.array([has_category(emoji.concept(item.code)) for item in emojis])
@@ -30,4 +32,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])

@@ -3,13 +3,12 @@
 Named icons and emoji of many houses, from npm packages (``npm install`` in this folder).  OpenMoji
 and Twemoji, which the benchmark is drawn from, are not among them, and neither are sets under a
 share-alike licence.  Each coloured icon also gives a line version (its edges as pen strokes) and an
-outlined version, captioned as such.
+outlined version, captioned as such.  A picture that nearly equals one of the benchmark is dropped.
 
-    python iconclip/icons.py      # renders about fifty thousand pictures, some three minutes
+    python iconclip/icons.py      # renders some eighty thousand pictures in about seven minutes
 """
 
 import dataclasses
-import hashlib
 import json
 import re
 import sys
@@ -17,6 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
+from fontTools.pens.boundsPen import BoundsPen
+from fontTools.pens.svgPathPen import SVGPathPen
+from fontTools.ttLib import TTFont
+from nearest import near_copies
 from scipy import ndimage
 from tqdm.auto import tqdm
 
@@ -36,12 +39,21 @@ ICON_SETS = {
     "lucide": "line", "tabler": "line", "iconoir": "line", "streamline-freehand": "line", "ph": "line",
     "hugeicons": "line", "healthicons": "glyph", "game-icons": "glyph", "mdi": "glyph", "temaki": "glyph",
 }  # fmt: skip
+FONT, FONT_WEIGHTS = "noto-emoji", (300, 500, 700)  # a line-drawn emoji font, its pen from thin to bold
 STYLES = {
     "line": ("a line drawing of a {}", "a black and white sketch of a {}", "a pen drawing of a {}", "a sketch of a {}"),
     "outlined": ("a color drawing of a {}", "an outlined color drawing of a {}", "a {} in color with black outlines"),
     "flat": ("a flat color picture of a {}", "a picture of a {}", "an emoji of a {}"),
     "glossy": ("a glossy color picture of a {}", "a shaded picture of a {}", "an emoji of a {}"),
     "glyph": ("a black icon of a {}", "a silhouette of a {}", "a glyph of a {}"),
+}
+# Captions that name the medium and nothing else.
+MEDIA = {
+    "line": ("a line drawing", "a black and white sketch", "a pen drawing", "a sketch"),
+    "outlined": ("a color drawing", "an outlined color drawing", "a drawing in color with black outlines"),
+    "flat": ("a flat color picture", "a flat picture", "an emoji"),
+    "glossy": ("a glossy color picture", "a shaded picture", "an emoji"),
+    "glyph": ("a black icon", "a silhouette", "a glyph"),
 }
 # Words of drawing style, not of content, at the end of an icon's name.
 _STYLE_WORDS = set("bold duotone fill filled light thin outline outlined solid negative 24px alt variant flat".split())
@@ -60,13 +72,8 @@ class Sample:
     style: str
     names: list[str]
     keywords: list[str]
-    category: str = ""  # class words of the benchmark, for the captioned half of the concepts only
+    category: str = ""  # class words of the benchmark; captions.py states them for half of the concepts only
     code: str = ""
-
-
-def has_category(code: str, share: float = 0.5) -> bool:
-    """Whether captions of this concept may name its category: a fixed pseudo-random half."""
-    return int(hashlib.sha256(code.encode()).hexdigest()[:8], 16) < share * 2**32
 
 
 def read_set(name: str, file: str = "icons.json") -> dict:
@@ -122,6 +129,32 @@ def keywords() -> dict[str, list[str]]:
     return found
 
 
+def font_svgs(weight: int) -> dict[str, str]:
+    """Concept code -> SVG of the emoji font at one weight, centred in a square."""
+    folder = HERE / "node_modules" / "@fontsource" / FONT / "files"
+    found: dict[str, str] = {}
+    for path in sorted(folder.glob(f"{FONT}-[0-9]*-{weight}-normal.woff")):
+        font = TTFont(path)
+        glyphs = font.getGlyphSet()
+        for point, name in sorted(font.getBestCmap().items()):
+            pen, bounds = SVGPathPen(glyphs), BoundsPen(glyphs)
+            glyphs[name].draw(pen)
+            glyphs[name].draw(bounds)
+            if bounds.bounds is None:
+                continue
+            left, low, right, high = bounds.bounds
+            side = 1.08 * max(right - left, high - low)
+            x, y = (left + right - side) / 2, -(low + high + side) / 2
+            found.setdefault(
+                f"{point:04X}",
+                f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="{x} {y} {side} {side}">'
+                f'<path transform="scale(1 -1)" d="{pen.getCommands()}"/></svg>',
+            )
+    if not found:
+        raise SystemExit(f"{folder} holds no font of weight {weight}: run `npm install --prefix {HERE}` first")
+    return found
+
+
 def collect() -> tuple[list[Sample], list[str]]:
     """Every sample with the SVG it is drawn from."""
     code_of, class_of = concepts()
@@ -138,9 +171,16 @@ def collect() -> tuple[list[Sample], list[str]]:
                 or code is None
             ):
                 continue
-            category = class_of.get(code, "") if has_category(code) else ""
+            category = class_of.get(code, "")
             samples.append(Sample(source, style, [plain], keys.get(code, []), category, code))
             svgs.append(svg_of(icons, name))
+    name_of = {sample.code: sample.names for sample in samples}
+    for weight in FONT_WEIGHTS:
+        for code, svg in font_svgs(weight).items():
+            if emoji.concept(code) == code and code in name_of:
+                category = class_of.get(code, "")
+                samples.append(Sample(f"{FONT}-{weight}", "line", name_of[code], keys.get(code, []), category, code))
+                svgs.append(svg)
     for source, style in ICON_SETS.items():
         icons = read_set(source)
         for name in sorted(icons["icons"]):
@@ -150,7 +190,9 @@ def collect() -> tuple[list[Sample], list[str]]:
             lined = name.endswith(("-outline", "-outline-24px"))
             kind = "glyph" if style == "line" and filled else "line" if style == "glyph" and lined else style
             plain = words(name.removesuffix("-24px"))
-            samples.append(Sample(source, kind, [plain], []))
+            code = code_of.get(plain.replace(" ", ""), "")  # an icon that is called as an emoji is
+            category = class_of.get(code, "")
+            samples.append(Sample(source, kind, [plain], keys.get(code, []), category, code))
             svgs.append(svg_of(icons, name))
     return samples, svgs
 
@@ -181,6 +223,22 @@ def draw(svg: str, style: str) -> dict[str, np.ndarray]:
     return versions
 
 
+def summary(rows: list[Sample], dropped: int) -> dict:
+    """Per source its licence, as its package states it, and its pictures by style."""
+    sources: dict[str, dict] = {}
+    for row in rows:
+        if row.source not in sources:
+            font = row.source.startswith(f"{FONT}-")
+            licence = "OFL-1.1" if font else read_set(row.source, "info.json")["license"]["spdx"]
+            kind = "icons" if row.source in ICON_SETS else "emoji"
+            sources[row.source] = {"licence": licence, "kind": kind, "pictures": dict.fromkeys(STYLES, 0)}
+        sources[row.source]["pictures"][row.style] += 1
+    concepts = {row.code for row in rows if row.code}
+    matched = sum(bool(row.code) for row in rows if row.source in ICON_SETS)
+    counts = {"pictures": len(rows), "concepts": len(concepts), "icons that are an emoji": matched}
+    return counts | {"near-copies dropped": dropped, "sources": sources}
+
+
 def build(folder: Path) -> None:
     samples, svgs = collect()
     rows, pictures = [], []
@@ -194,6 +252,12 @@ def build(folder: Path) -> None:
             if picture.min() < 250:  # an empty drawing teaches nothing
                 rows.append(dataclasses.replace(sample, style=style))
                 pictures.append(picture)
+    kept = np.flatnonzero(~near_copies(np.stack(pictures), rows))
+    print(f"{len(rows) - len(kept)} near-copies of benchmark pictures dropped, {len(kept)} pictures kept")
+    about = summary([rows[i] for i in kept], len(rows) - len(kept))
+    atomic_bytes(HERE / "sources.json", (json.dumps(about, indent=1) + "\n").encode())
+    rows, pictures = [rows[i] for i in kept], [pictures[i] for i in kept]
+    near_copies(np.stack(pictures), rows, HERE / "nearest.json")  # how close the rest still comes
     atomic_bytes(folder / "pictures.safetensors", safetensors.numpy.save({"pictures": np.stack(pictures)}))
     atomic_bytes(folder / "samples.json", json.dumps([dataclasses.asdict(row) for row in rows]).encode())
 

@@ -1,203 +1,74 @@
 """Train the embedded CLIP.
 
-    npm install --prefix iconclip && python iconclip/icons.py     # the pictures, once
-    python iconclip/train.py --minutes 40                         # resumes from its checkpoint
+    npm install --no-package-lock --prefix iconclip && python iconclip/icons.py     # the pictures, once
+    python iconclip/train.py                       # some 90 minutes on two cores; resumes from its checkpoint
 
-Contrastive training as in CLIP, with two differences that the small caption set asks for: a text is
-a positive of every picture in the batch that it is true of, and the loss averages over positives.
+Contrastive training as in CLIP, with three differences that the small caption set asks for: a text is
+a positive of every picture in the batch that it is true of, each positive is contrasted by itself with
+the negatives, and where nobody stated a picture's category, category texts are no negatives of it.
+While it trains, a classifier of the emoji's concept helps the image tower along; it is thrown away.
+A short second stage does without it and also names the medium alone ("a line drawing"), as web captions
+do: the classifier makes all houses' drawings of a concept alike, and a CLIP should know them apart.
 """
 
 import argparse
 import collections
-import gzip
+import dataclasses
 import json
-import math
+import shutil
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-import open_clip
 import safetensors.numpy
 import safetensors.torch
 import torch
-from icons import ICON_SETS, STYLES
-from open_clip.tokenizer import SimpleTokenizer, default_bpe, get_pairs
+from captions import CONTEXT, Captions, narrow_vocabulary
+from icons import ICON_SETS, STYLES, concepts
+from open_clip.tokenizer import SimpleTokenizer
+from torch import nn
 from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from clair.clip import ICONCLIP, WEIGHTS, create_iconclip, load_clip
+from clair.emoji import CLASSES
 from clair.files import atomic_bytes, cache_root
 from clair.images import to_unit, view
 
-WEIGHTS = Path(__file__).parent.parent / "clair" / "weights"
-CONTEXT, LENGTH = 24, 18  # captions are cut at LENGTH tokens in training: the text mask is causal
+LENGTH = 16  # captions are cut at so many tokens in training: the text mask is causal, so nothing else changes
+EARLY = 4000  # the step whose weights are kept as the weaker checkpoint
+STEPS, FINISH = 14300, 2300  # of the two stages: some 75 and 12 minutes on two cores
+LEVEL = 0.7  # share of the steps before the rate goes down
 
 
-def narrow_vocabulary(texts: list[str], size: int) -> bytes:
-    """The merges of CLIP's tokenizer that these texts need most, as a gzipped merge file.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The length and the shape of a training."""
 
-    Any other word is spelt with shorter pieces, down to single letters, so nothing is unknown.
-    """
-    full = SimpleTokenizer(context_length=CONTEXT)
-    with gzip.open(default_bpe()) as file:
-        lines = file.read().decode("utf-8").split("\n")
-    used: collections.Counter[tuple[str, str]] = collections.Counter()
-    for word, count in collections.Counter(" ".join(texts).split()).items():
-        pieces = (*word[:-1], word[-1] + "</w>")
-        while len(pieces) > 1:
-            pair = min(get_pairs(pieces), key=lambda pair: full.bpe_ranks.get(pair, math.inf))
-            if pair not in full.bpe_ranks:
-                break
-            used[pair] += count
-            merged, i = [], 0
-            while i < len(pieces):
-                join = i + 1 < len(pieces) and pieces[i : i + 2] == pair
-                merged.append("".join(pair) if join else pieces[i])
-                i += 2 if join else 1
-            pieces = tuple(merged)
-    kept = {pair for pair, _ in used.most_common(size - 512 - 2)}
-    chosen = [pair for pair in sorted(kept, key=full.bpe_ranks.__getitem__)]
-    text = "\n".join([lines[0], *(" ".join(pair) for pair in chosen)])
-    return gzip.compress(text.encode(), mtime=0)
+    steps: int
+    batch: int = 128
+    rate: float = 1e-3
+    icons: float = 0.25  # share of icons in a batch; the rest are emoji, one a concept
+    concept: float = 0.5  # weight of the concept classifier
+    media: float = 0.0  # share of pictures whose medium is also named alone
+
+    def rate_at(self, step: int) -> float:
+        """Up within 300 steps, level, and down to nothing over the last part.
+
+        The level part does not depend on the number of steps, so a training can be lengthened or cut
+        short by resuming it with another number before the way down begins.
+        """
+        return self.rate * min(1, (step + 1) / 300, (self.steps - step) / ((1 - LEVEL) * self.steps))
 
 
-class Captions:
-    """What may be said of each picture, as content ids, and how to say it."""
-
-    def __init__(self, rows: list[dict]):
-        self.styles = list(STYLES)
-        self.style = np.array([self.styles.index(row["style"]) for row in rows])
-        self.is_icon = np.array([row["source"] in ICON_SETS for row in rows])
-        contents = sorted({text for row in rows for text in (*row["names"], *row["keywords"], row["category"]) if text})
-        number = {text: i for i, text in enumerate(contents)}
-        self.contents = contents
-        self.names = [[number[text] for text in row["names"]] for row in rows]
-        self.keywords = [[number[text] for text in row["keywords"]] for row in rows]
-        self.category = [number.get(row["category"], -1) for row in rows]
-        width = 16
-        self.true = np.full((len(rows), width), -1)
-        for i in range(len(rows)):
-            self.keywords[i] = self.keywords[i][: width - 2]
-            every = [*self.names[i], self.category[i], *self.keywords[i]]
-            self.true[i, : len(every)] = every
-
-    def draw(self, picture: int, rng: np.random.Generator) -> tuple[int, int, str]:
-        """A caption of the picture: its content, its style (-1 for none) and the text."""
-        options, chance = self.names[picture], rng.random()
-        if self.category[picture] >= 0 and chance < 0.45:
-            options = [self.category[picture]]
-        elif self.keywords[picture] and chance > 0.8:
-            options = self.keywords[picture]
-        content = options[rng.integers(len(options))]
-        if rng.random() < 0.3:
-            return content, -1, self.contents[content]
-        style = int(self.style[picture])
-        templates = STYLES[self.styles[style]]
-        return content, style, templates[rng.integers(len(templates))].format(self.contents[content])
-
-    def positives(self, pictures: np.ndarray, contents: np.ndarray, styles: np.ndarray) -> np.ndarray:
-        """[B, B]: text j is true of picture i."""
-        said = (self.true[pictures][:, :, None] == contents[None, None, :]).any(1)
-        fits = (styles[None] == -1) | (self.style[pictures][:, None] == styles[None])
-        return said & fits
-
-
-def contrast(image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor, positive: torch.Tensor) -> torch.Tensor:
-    """Symmetric contrastive loss, averaged over each row's positives."""
-    logits = scale * image @ text.T
-    rows = (F.log_softmax(logits, 1) * positive).sum(1) / positive.sum(1)
-    columns = (F.log_softmax(logits, 0) * positive).sum(0) / positive.sum(0)
-    return -(rows.mean() + columns.mean()) / 2
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=40, help="length of the cosine schedule, in minutes here")
-    parser.add_argument("--seconds-a-step", type=float, default=0.75, help="to turn minutes into steps")
-    parser.add_argument("--batch", type=int, default=256)
-    parser.add_argument("--rate", type=float, default=1e-3)
-    parser.add_argument("--icons", type=float, default=0.25, help="share of icons; the rest are emoji")
-    parser.add_argument("--warm", action="store_true", help="start from the committed weights")
-    parser.add_argument("--out", type=Path, default=WEIGHTS)
-    args = parser.parse_args()
-    steps = int(args.minutes * 60 / args.seconds_a_step)
-
-    source = cache_root() / "iconclip"
-    pictures = torch.from_numpy(safetensors.numpy.load_file(source / "pictures.safetensors")["pictures"])
-    captions = Captions(json.loads((source / "samples.json").read_text()))
-    config = json.loads((WEIGHTS / "iconclip.json").read_text())
-    bpe = WEIGHTS / "iconclip-bpe.txt.gz"
-    if not bpe.exists():
-        texts = [*captions.contents, *[template for style in STYLES.values() for template in style] * 50]
-        atomic_bytes(bpe, narrow_vocabulary(texts, config["text_cfg"]["vocab_size"]))
-    tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=CONTEXT)
-    assert tokenizer.vocab_size == config["text_cfg"]["vocab_size"], tokenizer.vocab_size
-
-    torch.manual_seed(0)
-    open_clip.add_model_config(WEIGHTS / "iconclip.json")
-    model = open_clip.create_model("iconclip")
-    if args.warm:
-        weights = safetensors.torch.load_file(WEIGHTS / "iconclip.safetensors")
-        model.load_state_dict({name: value.float() for name, value in weights.items()})
-    decay = [p for p in model.parameters() if p.ndim >= 2]
-    plain = [p for p in model.parameters() if p.ndim < 2]
-    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=args.rate, betas=(0.9, 0.98))
-    average = {name: value.clone() for name, value in model.state_dict().items()}
-    rng = torch.Generator().manual_seed(0)
-    checkpoint, start = source / "checkpoint.pt", 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        average, start = state["average"], state["step"]
-    mean, std = (torch.tensor(value)[:, None, None] for value in (model.visual.image_mean, model.visual.image_std))
-    emoji, icons = np.flatnonzero(~captions.is_icon), np.flatnonzero(captions.is_icon)
-    tokens: dict[str, torch.Tensor] = {}
-    visual, textual = torch.compile(model.visual), torch.compile(encode_text)
-    began = time.time()
-    for step in range(start, steps):
-        draws = np.random.default_rng([1, step])
-        rng.manual_seed(step)
-        rate = args.rate * min(1, (step + 1) / 150) * (0.5 + 0.5 * math.cos(math.pi * step / steps))
-        for group in optimizer.param_groups:
-            group["lr"] = rate
-        few = round(args.icons * args.batch)
-        batch = np.concatenate([draws.choice(icons, few, False), draws.choice(emoji, args.batch - few, False)])
-        said = [captions.draw(int(picture), draws) for picture in batch]
-        contents, styles = (np.array([part[k] for part in said]) for k in (0, 1))
-        positive = torch.from_numpy(captions.positives(batch, contents, styles)).float()
-        for _, _, text in said:
-            if text not in tokens:
-                tokens[text] = tokenizer([text], context_length=LENGTH)[0]
-        ids = torch.stack([tokens[text] for _, _, text in said])
-        pixels = (view(to_unit(pictures[torch.from_numpy(batch)]), rng) - mean) / std
-        with torch.autocast("cpu", torch.bfloat16):
-            image = F.normalize(visual(pixels).float(), dim=-1)
-            text = F.normalize(textual(model, ids).float(), dim=-1)
-        loss = contrast(image, text, model.logit_scale.exp().clamp(max=100), positive)
-        optimizer.zero_grad()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        keep = min(0.998, step / (step + 50))
-        with torch.no_grad():
-            for name, value in model.state_dict().items():
-                average[name].lerp_(value, 1 - keep)
-        if step % 50 == 0 or step == steps - 1:
-            scale = round(model.logit_scale.exp().item(), 2)
-            row = {"step": step, "loss": round(loss.item(), 4), "rate": rate, "scale": scale}
-            row["seconds"] = round(time.time() - began, 1)
-            print(json.dumps(row), flush=True)
-        if step % 500 == 499 or step == steps - 1:
-            state = {
-                "model": model.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "average": average,
-                "step": step + 1,
-            }
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
-            half = {name: value.half().contiguous() for name, value in average.items() if name != "attn_mask"}
-            atomic_bytes(args.out / "iconclip.safetensors", safetensors.torch.save(half))
+def contrast(logits: torch.Tensor, true: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Each row's positives against the row's known negatives, one at a time; the mean over rows that have any."""
+    negative = logits.masked_fill(true | ~known, -torch.inf).logsumexp(1, keepdim=True)
+    loss = (F.softplus(negative - logits) * true).sum(1) / true.sum(1).clamp(min=1)
+    return loss.sum() / true.any(1).sum()
 
 
 def encode_text(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
@@ -206,6 +77,188 @@ def encode_text(model: torch.nn.Module, ids: torch.Tensor) -> torch.Tensor:
     x = model.token_embedding(ids) + model.positional_embedding[:length]
     x = model.ln_final(model.transformer(x, attn_mask=model.attn_mask[:length, :length]))
     return x[torch.arange(len(x)), ids.argmax(-1)] @ model.text_projection
+
+
+def concept_groups(rows: list[dict], chosen: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
+    """The emoji among the chosen rows, gathered by concept, and the icons."""
+    groups: dict[str, list[int]] = collections.defaultdict(list)
+    icons = []
+    for row in chosen:
+        if rows[row]["source"] in ICON_SETS:
+            icons.append(row)
+        else:
+            groups[rows[row]["code"]].append(row)
+    return [np.array(members) for members in groups.values()], np.array(icons, dtype=np.int64)
+
+
+def train(
+    pictures: torch.Tensor,
+    rows: list[dict],
+    plan: Plan,
+    tokenizer: SimpleTokenizer,
+    *,
+    categories: str = "half",
+    chosen: np.ndarray | None = None,
+    warm: Path | None = None,
+    checkpoint: Path | None = None,
+    save: Callable[[int, dict[str, torch.Tensor]], None] | None = None,
+    log: Callable[[dict], None] = lambda row: None,
+) -> dict[str, torch.Tensor]:
+    """The moving average of the weights after training on the chosen rows (default: all).
+
+    Starts at random weights, or at the average of the checkpoint ``warm``.
+    ``pictures`` is uint8 [N, 64, 64, 3], ``rows`` a dict each as `icons.Sample` has fields.  ``log`` is
+    called every hundred steps; every five hundred ``checkpoint`` is written, from which the next call
+    goes on, and ``save`` called with the step and the average.
+    """
+    captions = Captions(rows, categories, plan.media)
+    torch.manual_seed(0)
+    model = create_iconclip(norm=nn.BatchNorm2d)
+    # For training only: the emoji's concept, told from the feature by a cosine classifier.  Early on the
+    # text tower says nearly the same of every text; this gives the image tower something to learn from.
+    number = {code: i for i, code in enumerate(sorted({row["code"] for row in rows} - {""}))}
+    concept = torch.tensor([number.get(row["code"], -1) for row in rows])
+    head = nn.Parameter(torch.randn(len(number), model.visual.output_dim))
+    decay = [p for p in model.parameters() if p.ndim >= 2] + [head]
+    plain = [p for p in model.parameters() if p.ndim < 2]
+    groups = [{"params": decay, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
+    if warm is not None:
+        model.load_state_dict(torch.load(warm, weights_only=True)["average"])
+    average, start = {name: value.clone() for name, value in model.state_dict().items()}, 0
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(state["model"])
+        head.data.copy_(state["head"])
+        optimizer.load_state_dict(state["optimizer"])
+        average, start = state["average"], state["step"]
+    mean, std = (torch.tensor(value)[:, None, None] for value in (model.visual.image_mean, model.visual.image_std))
+    emoji, icons = concept_groups(rows, np.arange(len(rows)) if chosen is None else chosen)
+    few = round(plan.icons * plan.batch)
+    tokens: dict[str, torch.Tensor] = {}
+    model.visual.to(memory_format=torch.channels_last)
+    began, rng = time.time(), torch.Generator()
+    for step in range(start, plan.steps):
+        draws = np.random.default_rng([1, step])
+        rng.manual_seed(step)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.rate_at(step)
+        drawn = draws.choice(len(emoji), plan.batch - few, False)
+        batch = np.array([*draws.choice(icons, few, False), *(draws.choice(emoji[k]) for k in drawn)])
+        said = sorted({caption for picture in batch for caption in captions.draw(int(picture), draws)})
+        contents, styles = (np.array([part[k] for part in said]) for k in (0, 1))
+        true, known = (torch.from_numpy(part) for part in captions.relation(batch, contents, styles))
+        for _, _, text in said:
+            if text not in tokens:
+                tokens[text] = tokenizer([text], context_length=LENGTH)[0]
+        ids = torch.stack([tokens[text] for _, _, text in said])
+        pixels = (view(to_unit(pictures[torch.from_numpy(batch)]), rng) - mean) / std
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        # On so few tokens the CPU's fused attention takes twice as long in training as plain products.
+        with torch.autocast("cpu", torch.bfloat16), sdpa_kernel(SDPBackend.MATH):
+            image = F.normalize(model.visual(pixels).float(), dim=-1)
+            text = F.normalize(encode_text(model, ids).float(), dim=-1)
+        logits = model.logit_scale.exp().clamp(max=100) * image @ text.T
+        contrastive = (contrast(logits, true, known) + contrast(logits.T, true.T, known.T)) / 2
+        guess = 16 * image @ F.normalize(head, dim=-1).T
+        told = F.cross_entropy(guess, concept[torch.from_numpy(batch)], ignore_index=-1)
+        loss = contrastive + plan.concept * told
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_([*model.parameters(), head], 1.0)
+        optimizer.step()
+        keep = min(0.999, step / (step + 50))
+        with torch.no_grad():
+            for name, value in model.state_dict().items():
+                average[name].lerp_(value, 1 - keep) if value.is_floating_point() else average[name].copy_(value)
+        last = step == plan.steps - 1
+        if step % 100 == 0 or last:
+            row = {"step": step, "loss": round(loss.item(), 4), "concept": round(told.item(), 4)}
+            row |= {"rate": plan.rate_at(step), "scale": round(model.logit_scale.exp().item(), 2)}
+            log(row | {"seconds": round(time.time() - began, 1)})
+        if step % 500 == 499 or last:
+            if checkpoint is not None:
+                state = {"model": model.state_dict(), "head": head.detach(), "optimizer": optimizer.state_dict()}
+                torch.save(state | {"average": average, "step": step + 1}, checkpoint.with_suffix(".tmp"))
+                checkpoint.with_suffix(".tmp").replace(checkpoint)
+                if step <= LEVEL * plan.steps:  # from here the training can be gone on with at full rate
+                    shutil.copy(checkpoint, checkpoint.with_suffix(".level"))
+            if save is not None:
+                save(step + 1, average)
+    return average
+
+
+def folded(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The weights as they are loaded: fp16, the batch norms folded into their convolutions."""
+    model = create_iconclip(norm=nn.BatchNorm2d).eval()
+    model.load_state_dict(state)
+    for module in list(model.visual.conv1.modules()):
+        if isinstance(module, nn.Sequential) and len(module) == 2 and isinstance(module[1], nn.BatchNorm2d):
+            module[0] = fuse_conv_bn_eval(module[0], module[1])
+            del module[1]
+    return {name: value.half().contiguous() for name, value in model.state_dict().items()}
+
+
+def report(weights: Path, pictures: torch.Tensor, rows: list[dict], held: np.ndarray) -> None:
+    """Zero-shot accuracy on the houses that were left out, by style: what the recipe was chosen by."""
+    model, (_, class_of) = load_clip("iconclip", str(weights), device="cpu"), concepts()
+    for style in STYLES:
+        some = [i for i in np.flatnonzero(held) if rows[i]["style"] == style and class_of.get(rows[i]["code"])]
+        if some:
+            texts = model.encode_classes(list(CLASSES), STYLES[style])
+            best = (model.encode_images(pictures[some].numpy()) @ texts.T).topk(5).indices.numpy()
+            hit = np.array(list(CLASSES))[best] == np.array([class_of[rows[i]["code"]] for i in some])[:, None]
+            print(
+                f"held out, {style}: {len(some)} pictures, top-1 {hit[:, 0].mean():.3f}, top-5 {hit.any(1).mean():.3f}"
+            )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=STEPS, help="of the first stage")
+    parser.add_argument("--finish", type=int, default=FINISH, help="of the second stage; 0 leaves it out")
+    parser.add_argument("--categories", choices=("none", "half", "all"), default="half", help="captioned concepts")
+    parser.add_argument("--hold-out", nargs="*", default=[], help="sources to leave out and to test on")
+    parser.add_argument("--out", type=Path, default=WEIGHTS / ICONCLIP[""])
+    parser.add_argument("--log", type=Path, default=Path(__file__).parent / "log.jsonl", help="a line every 100 steps")
+    args = parser.parse_args()
+    source = cache_root() / "iconclip"
+    if not (source / "samples.json").exists():
+        raise SystemExit(f"{source} holds no pictures: run `python iconclip/icons.py` first")
+    pictures = torch.from_numpy(safetensors.numpy.load_file(source / "pictures.safetensors")["pictures"])
+    rows = json.loads((source / "samples.json").read_text())
+    bpe = WEIGHTS / "iconclip-bpe.txt.gz"
+    if not bpe.exists():
+        size = json.loads((WEIGHTS / "iconclip.json").read_text())["text_cfg"]["vocab_size"]
+        phrases = [template for style in STYLES.values() for template in style]
+        atomic_bytes(bpe, narrow_vocabulary([*Captions(rows).contents, *phrases * 50], size))
+    tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=CONTEXT)
+    held = np.array([row["source"] in args.hold_out for row in rows])
+    checkpoint = args.out.with_suffix(".checkpoint")
+    if not checkpoint.exists():
+        args.log.write_text("")
+
+    def save(step: int, average: dict[str, torch.Tensor]) -> None:
+        if step == EARLY:
+            atomic_bytes(args.out.with_name(ICONCLIP["early"]), safetensors.torch.save(folded(average)))
+        atomic_bytes(args.out, safetensors.torch.save(folded(average)))
+
+    def log(row: dict, stage: int = 1) -> None:
+        row = {"stage": stage} | row
+        print(json.dumps(row), flush=True)
+        with open(args.log, "a") as file:
+            file.write(json.dumps(row) + "\n")
+
+    options = {"categories": args.categories, "chosen": np.flatnonzero(~held)}
+    train(pictures, rows, Plan(steps=args.steps), tokenizer, checkpoint=checkpoint, save=save, log=log, **options)
+    if args.finish:
+        plan = Plan(steps=args.finish, rate=3e-4, concept=0.0, media=0.5)
+        second = args.out.with_suffix(".finish")
+        options |= {"warm": checkpoint, "checkpoint": second, "log": partial(log, stage=2)}
+        average = train(pictures, rows, plan, tokenizer, **options)
+        atomic_bytes(args.out, safetensors.torch.save(folded(average)))
+    if held.any():
+        report(args.out, pictures, rows, held)
 
 
 if __name__ == "__main__":

@@ -194,7 +194,7 @@ def test_unknown_models_and_weights_are_refused_in_one_sentence(tiny, tmp_path):
         (("ViT-B-32", "openay"), FileNotFoundError, r"^'openay' is neither a file nor a tag of ViT-B-32 \(openai, "),
         (("clair-tiny", "no.pt"), FileNotFoundError, r"^'no\.pt' is neither a file nor a tag of clair-tiny"),
         (("clair-tiny", str(tmp_path)), FileNotFoundError, r"is neither a file nor a tag"),
-        (("iconclip", "openai"), ValueError, r"^iconclip carries its own weights: leave pretrained empty\.$"),
+        (("iconclip", "openai"), FileNotFoundError, r"^'openai' is neither a file nor one of iconclip's own weights "),
     ]
     for arguments, kind, sentence in cases:
         with pytest.raises(kind, match=sentence) as caught:
@@ -254,6 +254,36 @@ def test_iconclip_is_small_and_loads_exactly_what_is_stored(iconclip):
     assert iconclip.image_size == emoji.SIZE
 
 
+def test_the_early_checkpoint_is_the_same_model_with_other_weights(iconclip):
+    early = load_clip("iconclip", "early", "cpu")
+    assert early.weights_digest() != iconclip.weights_digest()
+    assert {n: v.shape for n, v in early.module.state_dict().items()} == {
+        n: v.shape for n, v in iconclip.module.state_dict().items()
+    }
+    same = load_clip("iconclip", str(WEIGHTS / "iconclip-early.safetensors"), "cpu")
+    assert same.weights_digest() == early.weights_digest()
+
+
+def test_files_without_iconclips_weights_are_refused(tmp_path):
+    (tmp_path / "junk").write_bytes(b"not weights at all")
+    safetensors.torch.save_file({"a": torch.zeros(2)}, tmp_path / "other")
+    whole = (WEIGHTS / "iconclip.safetensors").read_bytes()
+    (tmp_path / "half").write_bytes(whole[: len(whole) // 2])
+    for name in ("junk", "other", "half"):
+        with pytest.raises(ValueError, match=f"{name} does not hold weights of iconclip"):
+            load_clip("iconclip", str(tmp_path / name), "cpu")
+
+
+def test_the_stem_sees_the_whole_picture_in_sixteen_tokens(iconclip):
+    stem, unit = iconclip.module.visual.conv1, torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert stem(unit).shape == (2, 192, 4, 4)
+        for corner in ((0, 0), (63, 63), (31, 32)):
+            other = unit.clone()
+            other[:, :, corner[0], corner[1]] = 1 - other[:, :, corner[0], corner[1]]
+            assert (stem(other) - stem(unit)).abs().max() > 1e-4
+
+
 def test_every_prompt_of_the_benchmark_fits_and_is_told_apart(iconclip):
     for domain, templates in emoji.TEMPLATES.items():
         tokens = iconclip.tokens([template.format(name) for name in emoji.CLASSES for template in templates])
@@ -273,12 +303,12 @@ def test_iconclip_names_pictures_far_better_than_chance(iconclip, domain):
     assert right.mean() > 2 / len(bench.seen)
 
 
-GOLDEN_WEIGHTS = "fc24521fd7e26a706a2cc63d43badddf86521045c4879cb14d1cf39e5c1ea137"
+GOLDEN_WEIGHTS = "93bf198ea278853e7dc6f81cf64692fae2c9266f04dbcab2a8b396a9753bf6e5"
 GOLDEN = [
-    [-0.0254, -0.0204, -0.0268, -0.0446, 0.0499, -0.1214],
-    [-0.0046, 0.0270, -0.0553, -0.0528, 0.0080, -0.1847],
-    [0.0698, -0.1278, -0.0626, -0.0621, 0.0011, 0.0395],
-    [0.0084, -0.0445, -0.0770, -0.0015, -0.0843, -0.0611],
+    [0.0352, -0.0452, -0.0178, 0.0313, 0.0582, -0.0804],
+    [0.0328, -0.0272, -0.0186, 0.0467, 0.051, -0.0725],
+    [-0.0506, 0.0853, -0.0648, -0.025, 0.1254, -0.1451],
+    [-0.0467, 0.0739, -0.0392, 0.0504, 0.0181, 0.0884],
 ]
 
 

@@ -123,7 +123,7 @@ def test_the_code_key_ignores_docstrings_and_comments(tmp_path, monkeypatch):
         ("recipe={map_method: rigde}", "no map"),
         ("model=ViT-B-32", "which weights"),
         ("device=gpu", "no device"),
-        ("pretrained=nowhere.safetensors", "carries its own weights"),
+        ("pretrained=nowhere.safetensors", "neither a file nor one of iconclip's own weights"),
         ("split", "name=value"),
     ],
 )

@@ -221,7 +221,7 @@ def test_with_means_everything_happens_on_centred_features(method):
     mean_a, mean_b = features(9, 7, seed=8).mean(0), features(9, 7, seed=9).mean(0)
     carry = domain_map(a, b, method=method, means=(mean_a, mean_b))
     centred = x.double() - mean_a
-    rest = domain_map(a - mean_a, b - mean_b, method="none" if method == "centre" else method)
+    rest = domain_map(a - a.mean(0), b - b.mean(0), method="none" if method == "centre" else method)
     torch.testing.assert_close(carry(x), unit(centred @ rest.matrix + rest.shift))
     torch.testing.assert_close(carry.gallery(x), unit(x - mean_b))
 

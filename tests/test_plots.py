@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from clair import plots
+from clair.intervals import Interval
 
 
 @pytest.fixture(autouse=True)
@@ -63,3 +64,24 @@ def test_curves_draw_a_running_mean():
     line = plots.curves(history, ["text"]).axes[0].lines[1]
     assert np.allclose(line.get_ydata(), np.arange(4.5, 15.5))
     assert list(line.get_xdata()) == list(range(9, 20))
+
+
+def test_a_contact_sheet_holds_the_best_the_middle_and_the_worst():
+    values = np.array([0.5, 0.9, np.nan, 0.1, 0.7, 0.3, 0.2, 0.8, 0.6, 0.4])
+    order, hits = np.zeros((10, 2), int), np.zeros((10, 2), bool)
+    figure = plots.contact_sheet(pictures(10), pictures(3), order, hits, values, list("abcdefghij"), count=2)
+    labels = [axis.texts[0].get_text() for axis in figure.axes[::3]]
+    assert labels == ["best  0.90\nb", "best  0.80\nh", "median  0.60\ni", "median  0.50\na", "worst  0.20\ng",
+                      "worst  0.10\nd"]  # fmt: skip
+
+
+def test_a_forest_has_a_line_and_a_mark_of_its_own_for_each_name():
+    at = Interval(0.4, 0.3, 0.5)
+    rows = {"line → flat": {"a": at, "b": Interval(0.2, 0.1, 0.3)}, "flat → line": {"a": at, "b": at}}
+    axis = plots.forest(rows, "mAP@all", {"line → flat": 0.1, "flat → line": 0.15}).axes[0]
+    spans = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) == 2 and line.get_linestyle() == "-"]
+    assert [list(span) for span in spans] == [[0.3, 0.5], [0.1, 0.3], [0.3, 0.5], [0.3, 0.5]]
+    marks = [line.get_marker() for line in axis.lines if line.get_marker() != "None"]
+    assert marks == [plots.MARKERS[0], plots.MARKERS[1]] * 2
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b"]
+    assert [text.get_text() for text in axis.get_yticklabels()] == list(rows)

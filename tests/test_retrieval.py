@@ -128,6 +128,23 @@ def check_against_definitions(case, **options):
     assert got["near ties"] == sum(ties)
 
 
+def check_only_at_k(case, **options):
+    """Leaving out what needs the whole ranking changes nothing of the rest."""
+    try:
+        whole = evaluate(**case, voc=True, per_query=True, **options)
+    except ValueError:
+        return
+    part = evaluate(**case, voc=True, per_query=True, only_at_k=True, **options)
+    gone = {"mAP@all", "mAP@all/voc", "R-precision"}
+    assert set(part["per query"]) == set(whole["per query"]) - gone
+    for name, values in part["per query"].items():
+        np.testing.assert_array_equal(values, whole["per query"][name], err_msg=name)
+    assert part["near ties"] <= whole["near ties"]
+    if max(case["k"]) >= len(case["gallery"]):
+        assert part["near ties"] == whole["near ties"]
+    return part
+
+
 def check_against_sklearn(case, **options):
     wanted = [average_precision_score(r, s) for s, r in scores_of(case) if r.any()]
     if wanted:
@@ -138,6 +155,14 @@ def check_against_sklearn(case, **options):
 @given(cases(), st.sampled_from(["cpu", "cpu:0"]))
 def test_every_metric_is_what_its_definition_says(case, device):
     check_against_definitions(case, device=device)
+
+
+@FEW
+@given(cases(), st.sampled_from([None, 1, 2]))
+def test_only_the_first_k_are_the_same_first_k(case, chunk):
+    on_cpu, on_device = (check_only_at_k(case, chunk=chunk, device=device) for device in ("cpu", "cpu:0"))
+    if on_cpu:
+        assert on_cpu["near ties"] == on_device["near ties"]
 
 
 @FEW
@@ -152,6 +177,7 @@ def test_average_precision_is_that_of_scikit_learn(case):
 def test_thousands_of_cases(case, device, chunk):
     check_against_definitions(case, device=device, chunk=chunk)
     check_against_sklearn(case, device=device, chunk=chunk)
+    check_only_at_k(case, device=device, chunk=chunk)
 
 
 @FEW
