@@ -11,7 +11,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # (pseudo-labels)=
 # # 3 Pseudo-labels and their refinement

@@ -11,7 +11,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # 7 The mapping, derived
 #
@@ -103,10 +102,10 @@ print("share of an unseen picture's squared length inside the span of the seen t
 #    $\lambda$ is also a safer one.
 
 # %%
-penalty = float((A * A).sum()) / D
+penalty, eye = float((A * A).sum()) / D, torch.eye(D, dtype=torch.float64)
 W = identity_ridge(A, B, penalty)
-primal = torch.linalg.solve(A.T @ A + penalty * torch.eye(D), A.T @ B + penalty * torch.eye(D))
-gradient = 2 * A.T @ (A @ W - B) + 2 * penalty * (W - torch.eye(D))
+primal = torch.linalg.solve(A.T @ A + penalty * eye, A.T @ B + penalty * eye)
+gradient = 2 * A.T @ (A @ W - B) + 2 * penalty * (W - eye)
 assert torch.allclose(W, primal, atol=1e-10)
 assert gradient.abs().max() < 1e-10
 exact, weak = identity_ridge(A, B, 1e-10), identity_ridge(A, B, 1e10)
@@ -114,13 +113,13 @@ outside = torch.randn(5, D, dtype=torch.float64, generator=torch.Generator().man
 outside = outside - outside @ span.T @ span
 assert torch.allclose(A @ exact, B, atol=1e-5)
 assert torch.allclose(outside @ exact, outside, atol=1e-6)
-assert torch.allclose(weak, torch.eye(D, dtype=torch.float64), atol=1e-6)
-rank = int(torch.linalg.matrix_rank(W - torch.eye(D)))
+assert torch.allclose(weak, eye, atol=1e-6)
+rank = int(torch.linalg.matrix_rank(W - eye))
 assert rank <= C
 Q = torch.linalg.qr(torch.randn(D, D, dtype=torch.float64, generator=torch.Generator().manual_seed(1))).Q
 assert torch.allclose(identity_ridge(A @ Q, B @ Q, penalty), Q.T @ W @ Q, atol=1e-9)
 sigma = torch.linalg.svdvals(A)
-condition = torch.linalg.cond(A @ A.T + penalty * torch.eye(C))
+condition = torch.linalg.cond(A @ A.T + penalty * torch.eye(C, dtype=torch.float64))
 assert torch.isclose(condition, (sigma[0] ** 2 + penalty) / (sigma[-1] ** 2 + penalty), rtol=1e-6)
 print(f"all six hold; rank of W - I is {rank}, the condition number {condition:.0f} (without λ: {(sigma[0] / sigma[-1]) ** 2:.0f})")
 

@@ -11,7 +11,6 @@
 #     name: python3
 # ---
 
-
 # %% [markdown]
 # # B2 Domains and pairs: the reference table
 #
@@ -151,7 +150,7 @@ for name in METHODS:
     overall[name], gains[name] = bootstrap(values, classes), bootstrap(values - base, classes)
     print(f"{name:<17}{overall[name]!s:<24}{gains[name]}")
 
-# %% mystnb={"figure": {"caption": "mAP@all of frozen features on unseen classes, for the six ordered pairs; points are means, lines 95 % intervals over classes, the dotted line is chance. What to see: pairs differ more than treatments do; pairs with shared strokes (line and color) are the easy ones.", "name": "fig-pairs"}, "image": {"alt": "For each of six ordered pairs of domains five points with horizontal lines: nothing, text centring, text map, image centring and both; a dotted line marks chance."}}
+# %% mystnb={"figure": {"caption": "mAP@all of frozen features on unseen classes, for the six ordered pairs; points are means, lines 95 % intervals over classes, the dotted line is chance. What to see: the intervals are wide, because classes differ; within a pair the five treatments lie close together, mostly with image centring farthest to the right. Only paired differences, as in the table above, can tell them apart.", "name": "fig-pairs"}, "image": {"alt": "For each of six ordered pairs of domains five points with horizontal lines: nothing, text centring, text map, image centring and both; a dotted line marks chance."}}
 figure = plots.forest(table, "mAP@all on unseen classes", {pair: rows["chance"] for pair, rows in found.items()})
 
 # %% [markdown]
