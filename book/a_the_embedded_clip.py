@@ -84,15 +84,14 @@ for tag, file in ICONCLIP.items():
 
 # %%
 about = json.loads((RECIPE / "sources.json").read_text())
-print(f"{'source':<28}{'licence':<14}{'kind':<8}" + "".join(f"{style:>10}" for style in icons.STYLES))
+print(f"{'source':<27}{'licence':<11}" + "".join(f"{style[:7]:>8}" for style in icons.STYLES))
 for name, source in about["sources"].items():
-    counts = "".join(f"{count or '':>10}" for count in source["pictures"].values())
-    print(f"{name:<28}{source['licence']:<14}{source['kind']:<8}{counts}")
+    counts = "".join(f"{count or '':>8}" for count in source["pictures"].values())
+    print(f"{name:<27}{source['licence']:<11}{counts}".rstrip())
 share_alike = [name for name, source in about["sources"].items() if "-SA" in source["licence"]]
-print(
-    f"{about['pictures']:,} pictures; {about['concepts']:,} emoji concepts; {about['icons that are an emoji']:,} "
-    f"pictures of icons are called as an emoji is; share-alike sets: {share_alike or 'none'}"
-)
+print(f"{about['pictures']:,} pictures; {about['concepts']:,} emoji concepts")
+print(f"{about['icons that are an emoji']:,} pictures of icons are called as an emoji is")
+print(f"share-alike sets: {share_alike or 'none'}")
 assert not share_alike
 
 # %% [markdown]
@@ -120,9 +119,9 @@ for number, domain in enumerate(emoji.DOMAINS):
 axis.axvline(near["pixels"], color="black", linestyle=":")
 axis.set(xlabel="root mean square of pixel differences (0 to 1)", ylabel="benchmark pictures")
 axis.legend()
-print(f"near-copies dropped: {about['near-copies dropped']} (nearer than {near['pixels']}, or at most {near['bits']} bits)")
+print(f"dropped: {about['near-copies dropped']} (nearer than {near['pixels']}, or at most {near['bits']} bits)")
 for domain in emoji.DOMAINS:
-    print(f"{domain}: half of the pictures are farther than {np.median(near[domain]['rms']):.3f} from any training picture")
+    print(f"{domain}: half are farther than {np.median(near[domain]['rms']):.3f} from all training pictures")
     for pair in near[domain]["closest by pixels"][:4]:
         print(f"   {pair['distance']:.3f}  {pair['benchmark']}  |  {pair['training']}")
     for pair in near[domain]["closest by hash"][:2]:
@@ -139,9 +138,14 @@ for domain in emoji.DOMAINS:
 # to others'. Three things differ, because thousands of pictures share a small stock of captions.
 #
 # 1. A text is a positive of *every* picture in the batch that it is true of.
-# 2. Each positive is contrasted by itself with the negatives, so positives do not compete:
-#    $$\ell_i = \frac{1}{|P_i|} \sum_{p \in P_i} \log\Big(1 + \sum_{n \in N_i} e^{\kappa (x_i \cdot t_n - x_i \cdot t_p)}\Big). \tag{A.1}$$
-# 3. A text whose truth is unknown is in neither $P_i$ nor $N_i$.
+# 2. Each positive is contrasted by itself with the negatives, so positives do not compete.
+# 3. A text whose truth is unknown is neither a positive nor a negative.
+#
+# With $P_i$ the positives and $N_i$ the negatives of picture $i$, $t$ the texts and $\kappa$ the scale,
+#
+# $$\ell_i = \frac{1}{|P_i|} \sum_{p \in P_i} \log\Big(1 + \sum_{n \in N_i} e^{\kappa (x_i \cdot t_n - x_i \cdot t_p)}\Big), \tag{A.1}$$
+#
+# and the same from the texts' side.
 #
 # While it trains, a second head tells the emoji's concept from the picture's feature. It gives the image
 # tower something to learn while the text tower still says the same of everything; then it is thrown

@@ -113,7 +113,7 @@ print(len(found), "pairs,", len(labels), "queries in", len(set(labels)), "classe
 # number that flatters, for comparison only) and P@10.
 
 # %%
-print(f"{'':<17}{'mAP@all':<22}{'macro':<22}{'twins':>6}{'P@10':>7}")
+print(f"{'':<17}{'mAP@all':<22}{'macro':>7}{'twins':>7}{'P@10':>7}")
 table = {}
 for pair, rows in found.items():
     print(f"{pair}   (chance {rows['chance']:.3f})")
@@ -123,8 +123,8 @@ for pair, rows in found.items():
         table[pair][name] = bootstrap(values, rows["labels"])
         macro = bootstrap(values, rows["labels"], macro=True)
         print(
-            f"  {name:<15}{table[pair][name]!s:<22}{macro!s:<22}"
-            f"{rows[name]['twins'].mean():>6.3f}{np.nanmean(rows[name]['P@10']):>7.3f}"
+            f"  {name:<15}{table[pair][name]!s:<22}{macro.mean:>7.3f}"
+            f"{rows[name]['twins'].mean():>7.3f}{rows[name]['P@10'].mean():>7.3f}"
         )
 
 # %% [markdown]

@@ -147,8 +147,8 @@ for split in range(emoji.FOLDS):
         collections.Counter(bench.truth.train[domain].tolist())[name] for domain in bench.domains for name in bench.seen
     )
     print(
-        f"split {split}: trains on {len(train[0])} + {len(train[1])} pictures of {len(bench.seen)} classes "
-        f"(at least {fewest} a class and domain), tests on {len(test[0])} of {len(bench.unseen)}"
+        f"split {split}: trains on {len(train[0])} + {len(train[1])} pictures of {len(bench.seen)} classes, "
+        f"at least {fewest} a class,\n         tests on {len(test[0])} pictures of {len(bench.unseen)} classes"
     )
 
 # %% [markdown]

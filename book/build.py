@@ -86,7 +86,7 @@ def execute(notebook: nbformat.NotebookNode, name: str, again: bool = False) -> 
     else:
         print(f"{name}: unchanged", flush=True)
     for cell, ran in zip(code_cells(notebook), code_cells(nbformat.read(done, 4)), strict=True):
-        cell.outputs, cell.execution_count = ran.outputs, ran.execution_count
+        cell.outputs, cell.execution_count = join_streams(ran.outputs), ran.execution_count
 
 
 def stage() -> None:
@@ -156,7 +156,7 @@ def write_notebooks(prefixes: list[str]) -> None:
         notebook = jupytext.read(source, fmt="py:percent")
         execute(notebook, source.stem, again=True)
         for cell in code_cells(notebook):
-            cell.outputs = [lean(output, source.name) for output in join_streams(cell.outputs)]
+            cell.outputs = [lean(output, source.name) for output in cell.outputs]
         # The same source gives the same file: no versions, no times, no random cell ids.
         notebook.metadata = {"kernelspec": notebook.metadata["kernelspec"], "language_info": {"name": "python"}}
         seen: Counter[str] = Counter()
