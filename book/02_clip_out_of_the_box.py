@@ -207,10 +207,10 @@ figure = plots.retrievals(
 )
 
 # %% [markdown]
-# Eight rows chosen by eye prove nothing. The next figure chooses by rule: of all queries, ranked by
+# Eight rows prove little. The next figure chooses by rule: of all queries, ranked by
 # their average precision, the three best, the three in the middle and the three worst.
 
-# %% mystnb={"figure": {"caption": "The three best, middle and worst queries by average precision (the number beside each), with their eight nearest gallery pictures. What to see: where strokes are typical of a class, frozen features find it; the worst queries are read as another class altogether.", "name": "fig-best-and-worst"}, "image": {"alt": "Nine rows in three groups, best, median and worst. Each row starts with a query, followed by eight gallery pictures marked as hit or miss."}}
+# %% mystnb={"figure": {"caption": "The three best, middle and worst queries by average precision (the number beside each), with their eight nearest gallery pictures. What to see: the best rows hold nothing but hits; in the worst no near picture is of the class, though what comes up often has a similar outline.", "name": "fig-best-and-worst"}, "image": {"alt": "Nine rows in three groups, best, median and worst. Each row starts with a query, followed by eight gallery pictures marked as hit or miss."}}
 precision = clair.evaluate(
     x[query],
     truth[query],

@@ -87,7 +87,7 @@ for domain in bench.domains:
 #
 # $$\lceil \rho\, n_c \rceil \tag{3.3}$$
 #
-# are trusted, and each trusted picture weighs $w_i = q_i$ in the losses of chapters 4 to 6.
+# are trusted, and each trusted picture weighs $w_i = q_i$ in the losses of training.
 
 # %%
 labels = {
@@ -105,7 +105,7 @@ for domain in bench.domains:
 # The trusted part is better than the whole, in both domains: the confidence says something. How much?
 # Sort all pictures by confidence and look at the accuracy of the surest ones only.
 
-# %% mystnb={"figure": {"caption": "Left: accuracy of the most confident share, per domain. Right: accuracy against confidence in ten bins; on the dotted diagonal CLIP would be as often right as it says. What to see: surer is better all along the way, and below the diagonal CLIP is too sure of itself.", "name": "fig-confidence"}, "image": {"alt": "Two line plots for both domains. Left, accuracy falls as a larger share is trusted. Right, a reliability diagram beside a dotted diagonal."}}
+# %% mystnb={"figure": {"caption": "Left: accuracy of the most confident share, per domain. Right: accuracy against confidence in ten bins; on the dotted diagonal CLIP would be as often right as it says. What to see: the surest labels are the best, and where a curve runs below the diagonal CLIP is too sure of itself.", "name": "fig-confidence"}, "image": {"alt": "Two line plots for both domains. Left, accuracy falls as a larger share is trusted. Right, a reliability diagram beside a dotted diagonal."}}
 figure, axes = plt.subplots(1, 2, figsize=(7.2, 2.9))
 for number, domain in enumerate(bench.domains):
     right = np.array(bench.seen)[labels[domain].classes] == truth[domain]
@@ -130,7 +130,7 @@ figure.tight_layout()
 #
 # The most confident mistakes, chosen by rule and not by eye.
 
-# %% mystnb={"figure": {"caption": "Per domain, the eight wrong labels of highest confidence; above each picture what CLIP said. What to see: many mistakes are ones of naming, where the picture could well be called so.", "name": "fig-confident-mistakes"}, "image": {"alt": "Two rows of eight small pictures, one row a domain, each with a class name above it that is not its own."}}
+# %% mystnb={"figure": {"caption": "Per domain, the eight wrong labels of highest confidence; above each picture what CLIP said. What to see: some mistakes are ones of naming, where the picture could well be called so; others are plain errors, made with full confidence.", "name": "fig-confident-mistakes"}, "image": {"alt": "Two rows of eight small pictures, one row a domain, each with a class name above it that is not its own."}}
 figure, axes = plt.subplots(2, 8, figsize=(7.6, 2.5))
 for row, domain in zip(axes, bench.domains, strict=True):
     right = np.array(bench.seen)[labels[domain].classes] == truth[domain]
@@ -240,8 +240,8 @@ print(f"most right labels: {best} ({np.mean(gains[best]):+.3f} over confidence);
 print("rules that mend labels on average:", ", ".join(rule for rule in RULES if np.mean(gains[rule]) > 0) or "none")
 
 # %% [markdown]
-# Whether better labels also make better retrieval of *unseen* classes is another question. Chapter 11
-# asks it.
+# Whether better labels also make better retrieval of *unseen* classes is another question, and not
+# answered here.
 #
 # ## Summary
 #
@@ -249,7 +249,7 @@ print("rules that mend labels on average:", ", ".join(rule for rule in RULES if 
 # |---|---|
 # | **[paper]** labels are refined by a confidence from text-image similarity | the trusted part is better than the whole in both domains |
 # | **[reading]** refining means weighing and dropping | default; four rules that change labels stand beside it |
-# | **[reading]** the quota is per class | so that easy classes do not crowd out hard ones |
+# | **[reading]** the quota is per class | meant to keep easy classes from crowding out hard ones; exercise 1 shows what it costs and saves here |
 #
 # ## Exercises
 #

@@ -21,7 +21,7 @@ from clair.mapping import METHODS as MAPS
 from clair.mapping import DomainMap, domain_map
 from clair.pseudo_labels import quality
 from clair.retrieval import evaluate
-from clair.training import Fitted, Recipe, fit, label_training_images
+from clair.training import Fitted, Recipe, fit, label_training_images, run_key
 
 METHODS = ("frozen", "clair")
 REPORTS = ("test", "validation")
@@ -105,7 +105,8 @@ def run(given: Mapping[str, Any], *, progress: bool = True) -> Run:
         key = record_key(params, recipe, method, bench, model)
         encoder = model
         if method == "clair":  # a checkpoint of the same run: gone on with, or if it is whole just loaded
-            path = cache_root() / "fits" / f"{key}.safetensors"
+            # Both keys: code may change with the same labels, and labels with the same code, by threads or device.
+            path = cache_root() / "fits" / f"{key}-{run_key(bench, model, recipe, labels, params.seed)}.safetensors"
             encoder = result.fitted = fit(
                 bench, model, recipe, labels, seed=params.seed, checkpoint=path, progress=progress
             )

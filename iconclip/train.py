@@ -234,7 +234,7 @@ def main() -> None:
         atomic_bytes(bpe, narrow_vocabulary([*Captions(rows).contents, *phrases * 50], size))
     tokenizer = SimpleTokenizer(bpe_path=str(bpe), context_length=CONTEXT)
     held = np.array([row["source"] in args.hold_out for row in rows])
-    checkpoint = args.out.with_suffix(".checkpoint")
+    checkpoint = source / f"{args.out.stem}.checkpoint"
     if not checkpoint.exists():
         args.log.write_text("")
 
@@ -253,7 +253,7 @@ def main() -> None:
     train(pictures, rows, Plan(steps=args.steps), tokenizer, checkpoint=checkpoint, save=save, log=log, **options)
     if args.finish:
         plan = Plan(steps=args.finish, rate=3e-4, concept=0.0, media=0.5)
-        second = args.out.with_suffix(".finish")
+        second = checkpoint.with_suffix(".finish")
         options |= {"warm": checkpoint, "checkpoint": second, "log": partial(log, stage=2)}
         average = train(pictures, rows, plan, tokenizer, **options)
         atomic_bytes(args.out, safetensors.torch.save(folded(average)))

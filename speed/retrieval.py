@@ -21,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from scipy.optimize import nnls
 from sklearn.metrics import average_precision_score
 
 from clair import evaluate, search
@@ -140,7 +141,7 @@ def cost_model(quick: bool) -> dict:
 
     measured = [seconds(*size) for size in grid]
     rows, values = np.array([terms(*size) for size in grid]), np.array(measured)
-    scaled, *_ = np.linalg.lstsq(rows / values[:, None], np.ones(len(values)), rcond=None)  # relative errors
+    scaled, _ = nnls(rows / values[:, None], np.ones(len(values)))  # relative errors; no price is negative
     checks = []
     for size in left_out:
         real, told = seconds(*size), float(np.dot(terms(*size), scaled))

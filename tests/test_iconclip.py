@@ -250,7 +250,7 @@ def toy():
     return torch.from_numpy(np.stack(pictures)), rows
 
 
-def test_a_toy_run_learns_resumes_and_gives_the_same_bits(tmp_path):
+def test_a_toy_run_learns_gives_the_same_bits_and_once_finished_is_loaded(tmp_path):
     pictures, rows = toy()
     tokenizer = SimpleTokenizer(bpe_path=str(WEIGHTS / "iconclip-bpe.txt.gz"), context_length=words.CONTEXT)
     plan, log = train.Plan(steps=12, batch=8, icons=0.0), []
